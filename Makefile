@@ -1,0 +1,47 @@
+# Every target sets up what it needs: a virtual environment in .venv with the tested versions.
+PYTHON ?= python3
+PARAMS ?= params/quick.yaml
+BIN := .venv/bin
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce results test lab notebooks bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PARAMS=params/FILE.yaml chooses the experiment of reproduce and results (default $(PARAMS))"
+
+setup: .venv/installed ## make .venv and install requirements.txt, in the versions of requirements.lock
+
+.venv/installed: requirements.txt requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+reproduce: setup ## run all notebooks on PARAMS: table, verdicts and an HTML report; run again to continue
+	$(BIN)/python -m fairlm_utils.reproduce $(PARAMS)
+
+results: setup ## as reproduce, and write the small tables to results/, to be committed
+	$(BIN)/python -m fairlm_utils.reproduce $(PARAMS) --save-results results/$(basename $(notdir $(PARAMS)))
+
+test: setup ## unit tests, then nbval over every notebook
+	$(BIN)/python -m pytest tests fairlm_utils
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS)
+
+lab: setup ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=. notebooks
+
+notebooks: setup ## execute the committed notebooks in place, at default parameters
+	cd notebooks && TQDM_DISABLE=1 ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=900 $(notdir $(NOTEBOOKS))
+
+bench: setup ## measure the promised ratios of speed, both sides in one run
+	$(BIN)/python -m tests.bench $(if $(IMDB),--imdb $(IMDB))
+
+lock: ## renew requirements.lock from the installed versions
+	$(BIN)/python -m pip freeze --exclude-editable | sed "/ @ /d; s/+cpu$$//" > requirements.lock
+
+clean: ## remove everything generated, finished runs included
+	rm -rf runs .pytest_cache .ruff_cache

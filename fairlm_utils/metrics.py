@@ -1,0 +1,239 @@
+"""Definitions: pure functions of a per-token table (one row a token type) and of tables over runs.
+
+A *token type* is an entry of the vocabulary, a *token* one occurrence of it. Losses are cross-entropies in nats.
+Per-token tables have the columns `token_id`, `token`, `n_train` (occurrences as a target in the training blocks),
+`n_eval` (occurrences as a target in the evaluated blocks), `loss` and `accuracy` (means over those occurrences,
+NaN where `n_eval` is 0) and `learning_speed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+#: Columns that name what a row of a tidy table is about; every other column is a measured value.
+KEYS = ("model", "weight_decay", "seed", "split", "bin", "bin_low", "frequency_class", "measure", "step")
+UNSEEN = "0"
+
+
+def average_loss(table: pd.DataFrame) -> float:
+    """Mean loss over tokens, in nats: Σ n_v ℓ_v / Σ n_v, what training minimises (paper, Section 3).
+
+    >>> round(average_loss(pd.DataFrame({"n_eval": [3, 1, 0], "loss": [1.0, 5.0, float("nan")]})), 6)
+    2.0
+    """
+    return _mean_over_tokens(table, "loss")
+
+
+def token_balanced_loss(table: pd.DataFrame) -> float:
+    """Mean loss over token types that occur, in nats: the mean of ℓ_v over n_v ≥ 1 (paper, Section 3).
+
+    >>> token_balanced_loss(pd.DataFrame({"n_eval": [3, 1, 0], "loss": [1.0, 5.0, float("nan")]}))
+    3.0
+    """
+    return _mean_over_types(table, "loss")
+
+
+def _mean_over_tokens(table: pd.DataFrame, column: str) -> float:
+    seen = table[table["n_eval"] > 0]
+    return float((seen["n_eval"] * seen[column]).sum() / seen["n_eval"].sum()) if len(seen) else float("nan")
+
+
+def _mean_over_types(table: pd.DataFrame, column: str) -> float:
+    return float(table.loc[table["n_eval"] > 0, column].mean())
+
+
+def totals(table: pd.DataFrame) -> dict[str, float]:
+    """Average (over tokens) and token-balanced (over types) loss, accuracy and perplexity (exp of the loss)."""
+    values: dict[str, float] = {"n_types": int((table["n_eval"] > 0).sum()), "n_tokens": int(table["n_eval"].sum())}
+    for name in ("loss", "accuracy"):
+        values[f"average_{name}"] = _mean_over_tokens(table, name)
+        values[f"token_balanced_{name}"] = _mean_over_types(table, name)
+    for kind in ("average", "token_balanced"):
+        values[f"{kind}_perplexity"] = float(np.exp(values[f"{kind}_loss"]))
+    return values
+
+
+def bin_index(counts: np.ndarray | pd.Series) -> np.ndarray:
+    """Index k of the frequency bin [3^k, 3^(k+1)) that holds each count; −1 for a count of 0 (paper, Figures 4 and 5).
+
+    >>> bin_index(np.array([0, 1, 2, 3, 8, 9, 729])).tolist()
+    [-1, 0, 0, 1, 1, 2, 6]
+    """
+    counts = np.asarray(counts, dtype=np.int64)
+    if (counts < 0).any():
+        raise ValueError("counts are negative; n_v counts occurrences")
+    edges = 3 ** np.arange(40, dtype=np.int64)  # integer powers: floating-point logarithms misplace exact powers of 3
+    return np.searchsorted(edges, counts, side="right") - 1
+
+
+def bin_low(index: int) -> int:
+    """Lowest count of frequency bin `index`: 3^index, and 0 for the bin of unseen types."""
+    return 3**index if index >= 0 else 0
+
+
+def bin_label(index: int) -> str:
+    """Label of frequency bin `index`, derived from its edges.
+
+    >>> [bin_label(k) for k in (-1, 0, 1, 2, 7)]
+    ['0', '1–2', '3–8', '9–26', '2,187–6,560']
+    """
+    return UNSEEN if index < 0 else f"{3**index:,}–{3 ** (index + 1) - 1:,}"
+
+
+def frequency_bins(counts: np.ndarray | pd.Series) -> pd.DataFrame:
+    """Number of types and of tokens in each powers-of-3 frequency bin: columns bin, bin_low, n_types, n_tokens."""
+    counts = np.asarray(counts)
+    grouped = pd.DataFrame({"index": bin_index(counts), "n": counts}).groupby("index")["n"].agg(["size", "sum"])
+    return pd.DataFrame(
+        {
+            "bin": [bin_label(i) for i in grouped.index],
+            "bin_low": [bin_low(i) for i in grouped.index],
+            "n_types": grouped["size"].to_numpy(),
+            "n_tokens": grouped["sum"].to_numpy(),
+        }
+    )
+
+
+def by_bin(table: pd.DataFrame) -> pd.DataFrame:
+    """Per-token loss, accuracy and learning speed by powers-of-3 bin of the training count n_v (paper, Figures 4 and 5).
+
+    `loss`, `accuracy` and `learning_speed` are means over the bin's token types with n_eval ≥ 1; `loss_occurrences`
+    is the mean over their tokens.
+    """
+    seen = table[table["n_eval"] > 0]
+    groups = seen.groupby(bin_index(seen["n_train"]))
+    rows = [
+        {
+            "bin": bin_label(index),
+            "bin_low": bin_low(index),
+            "n_types": len(group),
+            "n_tokens": int(group["n_eval"].sum()),
+            "loss": group["loss"].mean(),
+            "loss_occurrences": average_loss(group),
+            "accuracy": group["accuracy"].mean(),
+            "learning_speed": group["learning_speed"].mean(),
+        }
+        for index, group in groups
+    ]
+    return pd.DataFrame(rows)
+
+
+def low_frequency(n_train: np.ndarray | pd.Series, percentile: float) -> np.ndarray:
+    """Which token types are low-frequency: n_v at or below the given percentile of the counts of types with n_v ≥ 1.
+
+    Source: the paper splits low from high at the 95th percentile. Types never seen (n_v = 0) are low-frequency too.
+    """
+    counts = np.asarray(n_train)
+    if not (counts > 0).any():
+        raise ValueError("no token type occurs; frequency classes need counts")
+    return counts <= np.percentile(counts[counts > 0], percentile)
+
+
+def by_class(table: pd.DataFrame, percentile: float) -> pd.DataFrame:
+    """Per-token loss and accuracy of low- and high-frequency types, means over types with n_eval ≥ 1 (paper, Figure 1)."""
+    low = low_frequency(table["n_train"], percentile)
+    rows = []
+    for name, members in (("low", table[low]), ("high", table[~low])):
+        seen = members[members["n_eval"] > 0]
+        rows.append(
+            {
+                "frequency_class": name,
+                "n_types": len(seen),
+                "n_tokens": int(seen["n_eval"].sum()),
+                "loss": seen["loss"].mean(),
+                "accuracy": seen["accuracy"].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def learning_speed(
+    steps: np.ndarray, counts: np.ndarray, loss_sums: np.ndarray, vocab_size: int, first_step: int = 0
+) -> np.ndarray:
+    """Learning speed of every token type, in [0, 1]; larger means learnt sooner. NaN for a type never seen.
+
+    `steps` [windows] are the last steps of the windows, `counts` and `loss_sums` [windows, vocabulary] the sums over
+    each. With ℓ_v(t) the mean training loss of v in the window around step t, on its scale from 0 to the loss log V of
+    a uniform prediction,
+
+        speed_v = 1 − (1/T) ∫_0^T min(ℓ_v(t), log V) / log V dt,
+
+    the integral by the trapezoid rule over window mid-points, from ℓ_v(0) = log V on; windows in which v does not occur
+    are bridged linearly and the last value is held to T. The paper gives no formula for its normalised area
+    (Figures 4b and 5b): this one is ours.
+    """
+    if vocab_size < 2:
+        raise ValueError("learning speed needs a vocabulary of at least 2 types")
+    ends = np.asarray(steps, dtype=np.float64)
+    mid = (np.concatenate([[first_step], ends[:-1]]) + ends) / 2
+    seen = counts > 0
+    loss = np.minimum(np.divide(loss_sums, counts, out=np.zeros(counts.shape), where=seen) / np.log(vocab_size), 1.0)
+    area = np.zeros(counts.shape[1])
+    last_time = np.full(counts.shape[1], float(first_step))
+    last_loss = np.ones(counts.shape[1])
+    for t, here, value in zip(mid, seen, loss, strict=True):  # over windows: memory stays one row of the vocabulary
+        area += np.where(here, (t - last_time) * (value + last_loss) / 2, 0.0)
+        last_time, last_loss = np.where(here, t, last_time), np.where(here, value, last_loss)
+    area += (ends[-1] - last_time) * last_loss
+    return np.where(seen.any(axis=0), 1.0 - area / (ends[-1] - first_step), np.nan)
+
+
+def learning_curves(steps: np.ndarray, counts: np.ndarray, loss_sums: np.ndarray, n_train: np.ndarray) -> pd.DataFrame:
+    """Mean training loss by frequency bin and window: columns bin, bin_low, step, loss (mean over types seen in it)."""
+    index = bin_index(n_train)
+    frames = []
+    for k in np.unique(index[index >= 0]):
+        members = index == k
+        n, total = counts[:, members], loss_sums[:, members]
+        mean = np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)
+        seen = (n > 0).any(axis=1)
+        frames.append(
+            pd.DataFrame({"bin": bin_label(k), "bin_low": bin_low(k), "step": steps[seen], "loss": np.nanmean(mean[seen], axis=1)})
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def over_seeds(frame: pd.DataFrame, value: str, confidence: float = 0.95) -> pd.DataFrame:
+    """Mean of `value` over seeds with its sample standard deviation and Student-t interval.
+
+    Keeps the key columns of `frame` but `seed`; adds `mean`, `sd`, `low`, `high`, `n_seeds`. With one seed the
+    spread is unknown: `sd`, `low` and `high` are NaN.
+    """
+    keys = [key for key in KEYS if key in frame.columns and key != "seed"]
+    grouped = frame.groupby(keys, sort=False, dropna=False)[value].agg(mean="mean", sd="std", n_seeds="count").reset_index()
+    half = t_half_width(grouped["sd"], grouped["n_seeds"], confidence)
+    return grouped.assign(low=grouped["mean"] - half, high=grouped["mean"] + half)
+
+
+def t_half_width(sd: pd.Series, n: pd.Series, confidence: float) -> pd.Series:
+    """Half width of the Student-t interval of a mean of `n` values with standard deviation `sd`."""
+    return pd.Series(stats.t.ppf((1 + confidence) / 2, np.maximum(n - 1, 1)) * sd / np.sqrt(n)).where(n > 1)
+
+
+def changes(frame: pd.DataFrame, value: str, base: float = 0.0) -> pd.DataFrame:
+    """Change of `value` from weight decay `base`, paired by seed: adds `difference` and `ratio` to the other rows.
+
+    Raises ValueError if a row has no partner of the same seed at `base`.
+    """
+    keys = [key for key in KEYS if key in frame.columns and key != "weight_decay"]
+    paired = frame[frame["weight_decay"] != base].merge(
+        frame.loc[frame["weight_decay"] == base, [*keys, value]], on=keys, how="left", suffixes=("", "_base")
+    )
+    if paired[f"{value}_base"].isna().any() and not frame[value].isna().any():
+        raise ValueError(f"some runs have no partner of the same seed at weight decay {base:g}; train it too")
+    return paired.assign(
+        difference=paired[value] - paired[f"{value}_base"], ratio=paired[value] / paired[f"{value}_base"]
+    )
+
+
+def table_1(frame: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """Table 1 of the paper: one row a model, split and λ, `mean ± sd` over seeds of each measure of a totals table."""
+    keys = [key for key in ("model", "split", "weight_decay") if key in frame.columns]
+    grouped = frame.groupby(keys, sort=False)[list(measures)]
+    mean, sd = grouped.mean(), grouped.std()
+    cells = {m: [f"{a:.4f}" + (f" ± {b:.4f}" if b == b else "") for a, b in zip(mean[m], sd[m], strict=True)] for m in measures}
+    return pd.DataFrame(cells, index=mean.index).assign(n_seeds=grouped.size()).reset_index()

@@ -1,0 +1,98 @@
+"""Models from random initialisation: names of published and tiny architectures, and any transformers config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen2Config
+
+from fairlm_utils.params import ParameterError
+
+#: Sizes of Qwen2. The published ones tie input and output embeddings and use a RoPE base of 1e6, which are not the
+#: defaults of Qwen2Config; the tiny one keeps both.
+QWEN2_SIZES: dict[str, dict[str, Any]] = {
+    "qwen2-tiny": dict(hidden_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=256),
+    "qwen2-0.5b": dict(hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864),
+    "qwen2-1.5b": dict(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960),
+}
+
+
+def _qwen2(size: dict[str, Any]) -> Callable[[int, int], PreTrainedConfig]:
+    def config(vocab_size: int, context: int) -> PreTrainedConfig:
+        return Qwen2Config(
+            **size,
+            vocab_size=vocab_size,
+            max_position_embeddings=max(context, 32_768),
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+            attention_dropout=0.0,
+        )
+
+    return config
+
+
+#: Name of an architecture and the function (vocab_size, context) → config that makes it. To add one, add a line.
+REGISTRY: dict[str, Callable[[int, int], PreTrainedConfig]] = {name: _qwen2(size) for name, size in QWEN2_SIZES.items()}
+
+
+def model_config(name: str, vocab_size: int, context: int) -> PreTrainedConfig:
+    """Config of a model by registry name, config JSON file or folder, or Hub id, with this vocabulary size.
+
+    Raises ParameterError if the name is none of these or the context is longer than the model's.
+    """
+    if name in REGISTRY:
+        config = REGISTRY[name](vocab_size, context)
+    else:
+        config = _load_config(name)
+        config.vocab_size = vocab_size
+    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "max_context_length", None)
+    if longest and context > longest:
+        raise ParameterError(f"context: {context} is longer than the {longest} positions of model {name!r}; lower it")
+    return config
+
+
+def _load_config(name: str) -> PreTrainedConfig:
+    known = ", ".join(REGISTRY)
+    path = Path(name)
+    try:
+        if path.suffix == ".json" and path.is_file():
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return AutoConfig.for_model(values.pop("model_type"), **values)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ParameterError(
+            f"model: {name!r} is neither a known name ({known}), nor a config JSON file, nor a folder or Hub id that can "
+            f"be read ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def build_model(name: str, vocab_size: int, context: int, seed: int) -> PreTrainedModel:
+    """A causal language model with random weights that depend on `seed` alone, in float32 on the CPU."""
+    config = model_config(name, vocab_size, context)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    model.config.use_cache = False  # a cache of keys and values costs time and serves generation only
+    return model
+
+
+def weight_decay_groups(model: PreTrainedModel, weight_decay: float, decayed_parameters: str) -> tuple[list[dict], pd.DataFrame]:
+    """Optimiser groups and the table that shows them: parameter, shape, n_parameters, weight_decay.
+
+    `decayed_parameters` is "all" or "matrices" (two and more dimensions: embedding included, norm gains and biases
+    not, the usual default of training code). Tied parameters appear once.
+    """
+    if decayed_parameters not in ("all", "matrices"):
+        raise ParameterError(f"decayed_parameters: {decayed_parameters!r} is not one of all, matrices")
+    rows, groups = [], {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        decayed = decayed_parameters == "all" or parameter.dim() >= 2
+        groups[decayed].append(parameter)
+        rows.append((name, "×".join(map(str, parameter.shape)), parameter.numel(), weight_decay if decayed else 0.0))
+    table = pd.DataFrame(rows, columns=["parameter", "shape", "n_parameters", "weight_decay"])
+    return [{"params": p, "weight_decay": weight_decay if d else 0.0} for d, p in groups.items() if p], table

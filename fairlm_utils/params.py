@@ -1,0 +1,263 @@
+"""Typed parameters: one class a notebook, one YAML file an experiment, every problem reported at once.
+
+The fields below are the single definition of every parameter. A notebook's `parameters` cell repeats the
+fields of its class (a test compares names, types, defaults and comments), and an experiment file in `params/`
+may set any field of any notebook. In an experiment file a list for a parameter that takes one value is a
+*grid*: `weight_decay: [0.0, 0.1]` asks for one run at each value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+#: The 256 byte values, all of which a byte-level vocabulary contains.
+BYTE_ALPHABET = 256
+
+
+class ParameterError(ValueError):
+    """Parameters that are unknown, of the wrong type or impossible; the message lists every one of them."""
+
+
+class Parameters(BaseModel):
+    """Checked, immutable parameters; a subclass a notebook."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any], source: str = "parameters") -> Self:
+        """Parameters of this class from `values`; keys left out take their defaults.
+
+        Raises ParameterError naming `source` and every problem: unknown keys (with the nearest known name),
+        grids where one value is needed, wrong types, impossible values.
+        """
+        grids = {key: value for key, value in values.items() if is_grid(key, value)}
+        problems = [
+            f"{key}: {value!r} is a grid; choose one value, e.g. papermill's `-p {key} {value[-1] if value else '...'}`,"
+            " or run the whole file with `make reproduce PARAMS=file`"
+            for key, value in grids.items()
+        ]
+        try:
+            checked = cls.model_validate({key: value for key, value in values.items() if key not in grids})
+        except ValidationError as error:
+            problems += [_describe(item, cls) for item in error.errors()]
+        if problems:
+            raise ParameterError(f"{source}: {len(problems)} problem(s)\n" + "\n".join(f"  - {p}" for p in problems))
+        return checked
+
+    @classmethod
+    def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
+        """Parameters from a notebook's `globals()`, called right after its parameters and imports.
+
+        Every plain value (number, string, boolean, list, mapping, None) assigned so far must be a parameter of some
+        notebook, so that a misspelt key, which papermill only logs, is an error. Parameters of other notebooks are
+        ignored: one experiment file serves all notebooks.
+        """
+        assigned = {
+            name: value
+            for name, value in namespace.items()
+            if not name.startswith("_")
+            and name not in ("In", "Out")
+            and isinstance(value, bool | int | float | str | list | dict | types.NoneType)
+        }
+        elsewhere = ALL_FIELDS.keys() - cls.model_fields.keys()
+        return cls.check({k: v for k, v in assigned.items() if k not in elsewhere}, source=f"{cls.__name__} of this notebook")
+
+
+class CorpusParams(Parameters):
+    """Which documents."""
+
+    corpus: str = Field("python-docs", description="python-docs, imdb, imdb-xl, a Hub data set id, or a local folder or file")
+    corpus_path: str = Field("", description="local copy of a named corpus; empty reads it from the Hub")
+    text_column: str = Field("text", description="column that holds a document's text")
+    max_documents: int = Field(0, ge=0, description="documents kept of each split, 0 keeps all")
+    heldout_fraction: float = Field(0.1, gt=0, lt=1, description="share of documents held out if the corpus has no test split")
+    data_seed: int = Field(0, ge=0, description="seed of the document order and of a split made here")
+
+
+class TokenizationParams(CorpusParams):
+    """Parameters of `01_tokenization`."""
+
+    tokenizer: str = Field("bpe", description="bpe trains one on the corpus; else a Hub id or folder of a pre-trained one")
+    vocab_size: int = Field(2048, ge=1, description="types a trained BPE learns, to which 5 special tokens are added")
+    pre_tokenizer: Literal["byte-level", "whitespace-punctuation"] = Field(
+        "byte-level", description="byte-level, or whitespace-punctuation as in the paper's example"
+    )
+    low_frequency_percentile: float = Field(
+        95.0, gt=0, lt=100, description="types at or below this percentile of the counts are low-frequency"
+    )
+    runs_dir: str = Field("runs", min_length=1, description="folder of everything generated")
+
+    @model_validator(mode="after")
+    def _vocabulary_holds_the_bytes(self) -> Self:
+        if self.tokenizer == "bpe" and self.pre_tokenizer == "byte-level" and self.vocab_size < BYTE_ALPHABET:
+            raise ValueError(f"vocab_size: {self.vocab_size} is smaller than the byte alphabet ({BYTE_ALPHABET}); raise it")
+        return self
+
+
+class TrainingParams(TokenizationParams):
+    """Parameters of `02_training`."""
+
+    experiment: str = Field("quick", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the experiment, a folder of runs_dir")
+    context: int = Field(64, ge=2, description="tokens a block")
+    packing: bool = Field(True, description="documents joined and cut into full blocks; False cuts and pads each document to one block")
+    max_train_blocks: int = Field(512, ge=0, description="training blocks, 0 takes all")
+    max_heldout_blocks: int = Field(512, ge=0, description="held-out blocks evaluated, 0 takes all")
+    model: str = Field("qwen2-tiny", description="a name of fairlm_utils.models.REGISTRY, a config JSON file, or a Hub id")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW decoupled weight decay λ")
+    decayed_parameters: Literal["all", "matrices"] = Field(
+        "all", description="what λ acts on, all parameters or matrices only (embedding included, norm gains and biases not)"
+    )
+    learning_rate: float = Field(3e-3, gt=0, description="peak AdamW learning rate")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after warm-up")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW β1")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW β2")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW ε")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is clipped to this, 0 does not clip")
+    steps: int = Field(600, ge=1, description="optimiser steps")
+    batch_size: int = Field(32, ge=1, description="blocks a step on one device, before accumulation")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed into one step")
+    window_steps: int = Field(50, ge=1, description="steps a window of the recorded learning curves")
+    checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints, from which an interrupted run continues")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 parameters")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
+    n_threads: int = Field(1, ge=1, description="CPU threads of a run, part of what makes results repeat bit for bit")
+    seed: int = Field(0, ge=0, description="seed of the initialisation and of the batch order")
+
+    #: Fields that change where or how often a run writes, not its results: left out of its identity.
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"experiment", "runs_dir", "corpus_path", "checkpoint_steps", "device"})
+
+    @field_validator("experiment")
+    @classmethod
+    def _no_dots(cls, value: str) -> str:
+        if ".." in value:
+            raise ValueError("must not contain '..'")
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """The parameters that determine the results of a run."""
+        return self.model_dump(exclude=set(self.NOT_IDENTITY) | (type(self).model_fields.keys() - TrainingParams.model_fields.keys()))
+
+    def run_id(self) -> str:
+        """Name of the run's folder: model, λ, seed and a digest of all parameters that determine its results."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        return f"{Path(self.model).stem}-wd{self.weight_decay:g}-seed{self.seed}-{digest}"
+
+
+class EvaluationParams(TrainingParams):
+    """Parameters of `03_evaluation`."""
+
+    eval_batch_size: int = Field(64, ge=1, description="blocks a batch in evaluation, without effect on the results")
+
+
+class FiguresParams(Parameters):
+    """Parameters of `04_figures`."""
+
+    results: str = Field("results/quick", min_length=1, description="folder of result tables, or runs/EXPERIMENT with finished runs")
+    confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
+
+
+class TheoryParams(FiguresParams):
+    """Parameters of `05_theory`."""
+
+    theory_counts: list[int] = Field([100, 50, 20, 10, 4, 1], min_length=2, description="samples n_k of each class of the checked problem")
+    theory_weight_decay: float = Field(1e-3, gt=0, description="λ_W and λ_H of the checked problem")
+    theory_dim: int = Field(8, ge=2, description="feature dimension d of the checked problem, at least the number of classes")
+
+
+#: Notebook (its file's stem) and the class of its parameters.
+NOTEBOOKS: dict[str, type[Parameters]] = {
+    "01_tokenization": TokenizationParams,
+    "02_training": TrainingParams,
+    "03_evaluation": EvaluationParams,
+    "04_figures": FiguresParams,
+    "05_theory": TheoryParams,
+}
+ALL_FIELDS = {name: field for cls in NOTEBOOKS.values() for name, field in cls.model_fields.items()}
+
+
+def is_grid(name: str, value: Any) -> bool:
+    """Whether `value` is a list given for a parameter that takes one value."""
+    return isinstance(value, list) and name in ALL_FIELDS and ALL_FIELDS[name].annotation != list[int]
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The values set by an experiment file, every one checked.
+
+    Raises ParameterError if the file is missing, is not a flat YAML mapping, or sets an unknown or impossible value.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path}: cannot be read ({error}); name an experiment file such as params/quick.yaml") from error
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{path}: is not YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ParameterError(f"{path}: must be a flat mapping `parameter: value`")
+    expand(values, source=str(path))
+    return values
+
+
+def expand(values: Mapping[str, Any], source: str = "parameters") -> list[EvaluationParams]:
+    """One checked run of notebooks 02 and 03 for each point of the grid in `values`, in the file's order.
+
+    Raises ParameterError listing every problem of every point once, an empty grid and a repeated run among them.
+    """
+    problems: list[str] = []
+    unknown = [name for name in values if name not in ALL_FIELDS]
+    problems += [f"  - {_unknown(name, ALL_FIELDS)}" for name in unknown]
+    for cls in NOTEBOOKS.values():
+        if not issubclass(cls, TokenizationParams):
+            problems += _problems(cls, {k: v for k, v in values.items() if k in cls.model_fields and not is_grid(k, v)}, source)
+    known = {k: v for k, v in values.items() if k in EvaluationParams.model_fields}
+    axes = {name: value for name, value in known.items() if is_grid(name, value)}
+    problems += [f"  - {name}: the grid is empty; list at least one value" for name, axis in axes.items() if not axis]
+    points = [{**known, **dict(zip(axes, point, strict=True))} for point in itertools.product(*axes.values())]
+    for point in points:
+        problems += _problems(EvaluationParams, point, source)
+    if problems:
+        unique = list(dict.fromkeys(problems))
+        raise ParameterError(f"{source}: {len(unique)} problem(s)\n" + "\n".join(unique))
+    runs = [EvaluationParams.check(point, source) for point in points]
+    ids = [run.run_id() for run in runs]
+    if len(set(ids)) < len(ids):
+        repeated = sorted({i for i in ids if ids.count(i) > 1})
+        raise ParameterError(f"{source}: the grid repeats {', '.join(repeated)}; list every value once")
+    return runs
+
+
+def _problems(cls: type[Parameters], values: Mapping[str, Any], source: str) -> list[str]:
+    try:
+        cls.check(values, source)
+    except ParameterError as error:
+        return str(error).splitlines()[1:]
+    return []
+
+
+def _unknown(name: str, known: Mapping[str, Any]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"{name}: unknown parameter" + (f"; did you mean {nearest[0]}?" if nearest else "")
+
+
+def _describe(error: Mapping[str, Any], cls: type[Parameters]) -> str:
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return _unknown(name, ALL_FIELDS)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not name:
+        return message
+    hint = ""
+    if isinstance(error["input"], str) and error["type"] in ("float_type", "int_type"):
+        hint = " (YAML reads 1e-1 as a string: write 0.1, without quotes)"
+    return f"{name}: {message}, not {error['input']!r}{hint}"

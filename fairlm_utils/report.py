@@ -1,0 +1,84 @@
+"""The HTML report: executed notebooks and a front page, readable without a network."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from latex2mathml.converter import convert as mathml
+from nbconvert import HTMLExporter
+
+from fairlm_utils import runs
+
+_MATH = re.compile(r"\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?![\w$])", re.DOTALL)
+_CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.9rem; }}
+th, td {{ text-align: left; vertical-align: top; padding: 0.3rem 0.7rem; border-bottom: 1px solid #8886; }}
+.reproduced, .holds {{ color: #0a7d4f; }} .not, .does {{ color: #c2410c; }} img {{ max-width: 100%; background: white; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def notebook_html(path: str | Path) -> str:
+    """An executed notebook as one HTML page that needs no network: equations as MathML, pictures inside."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = render_math(cell.source)
+    exporter = HTMLExporter(
+        template_name="lab", require_js_url="", mathjax_url="", jquery_url="", exclude_anchor_links=True, sanitize_html=False
+    )
+    page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": Path(path).stem}})
+    # the template loads a diagram library from the network where none of these notebooks has a diagram
+    return re.sub(r'<script type="module">.*?mermaid.*?</script>', "", page, flags=re.DOTALL)
+
+
+def render_math(markdown: str) -> str:
+    r"""Markdown with its $inline$ and $$display$$ TeX replaced by MathML; code is left alone.
+
+    >>> render_math("`$x$` costs $1")
+    '`$x$` costs $1'
+    """
+
+    def replace(match: re.Match) -> str:
+        display = match["display"] is not None
+        return mathml((match["display"] or match["inline"]).strip(), display="block" if display else "inline")
+
+    parts = _CODE.split(markdown)
+    return "".join(part if i % 2 else _MATH.sub(replace, part) for i, part in enumerate(parts))
+
+
+def write_report(
+    folder: str | Path, title: str, lines: Sequence[str], tables: Mapping[str, pd.DataFrame], notebooks: Mapping[str, Path]
+) -> Path:
+    """Write index.html, with `lines` and `tables` under their headings, and a page a notebook; returns the index.
+
+    `notebooks` maps a page's title to an executed notebook. A page newer than its notebook is kept.
+    """
+    folder = Path(folder)
+    links = []
+    for name, notebook in notebooks.items():
+        page = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.html"
+        links.append(f'<li><a href="{html.escape(page.name)}">{html.escape(name)}</a></li>')
+        if not page.exists() or page.stat().st_mtime < Path(notebook).stat().st_mtime:
+            with runs.atomic_path(page) as temporary:
+                temporary.write_text(notebook_html(notebook), encoding="utf-8")
+    body = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in lines)]
+    body += [f"<h2>{html.escape(name)}</h2>\n{table.to_html(index=False, border=0)}" for name, table in tables.items()]
+    body += ["<h2>Notebooks</h2>", "<ul>", *links, "</ul>"]
+    index = folder / "index.html"
+    with runs.atomic_path(index) as temporary:
+        temporary.write_text(_PAGE.format(title=html.escape(title), body="\n".join(body)), encoding="utf-8")
+    return index

@@ -1,0 +1,132 @@
+"""The whole pipeline of an experiment file: notebooks 01 to 05, tables, verdicts and a report.
+
+    python -m fairlm_utils.reproduce params/quick.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from papermill.exceptions import PapermillExecutionError
+from tabulate import tabulate
+
+from fairlm_utils import params, runs
+from fairlm_utils.claims import claims
+from fairlm_utils.metrics import table_1
+from fairlm_utils.models import model_config
+from fairlm_utils.params import EvaluationParams, ParameterError
+from fairlm_utils.report import write_report
+from fairlm_utils.sweep import RUN_NOTEBOOKS, report_outcomes, run_notebook, source_digest, sweep
+
+TABLE_1 = ("average_loss", "token_balanced_loss", "average_accuracy", "token_balanced_accuracy", "token_balanced_perplexity")
+
+
+def reproduce(file: str | Path, n_workers: int = 0, retries: int = 1, save_results: str = "") -> Path:
+    """Run every notebook of an experiment file that has not been run yet and write the report; returns its index page.
+
+    Prints Table 1 and the claims table. With `save_results` the small tables also go to that folder. Raises
+    ParameterError or RunError for a bad experiment before anything runs, and RunError if a run has failed.
+    """
+    values = params.read(file)
+    points = params.expand(values, str(file))
+    for name in dict.fromkeys(p.model for p in points):
+        model_config(name, points[0].vocab_size, points[0].context)
+    runs.check_experiment(points)
+    folder = Path(points[0].runs_dir) / points[0].experiment
+    single = {k: v for k, v in values.items() if not params.is_grid(k, v)}
+
+    done = {"01 tokenization": _notebook("01_tokenization", folder, single)}
+    outcomes = sweep(points, n_workers, retries)
+    report_outcomes(outcomes)
+    if failed := [o for o in outcomes if o.status == "failed"]:
+        raise runs.RunError(f"{len(failed)} of {len(points)} runs failed (see above); run the same command again to try them again")
+    done |= {_run_title(p, n): runs.run_dir(p) / f"{n}.ipynb" for p in _shown(points) for n in RUN_NOTEBOOKS}
+    inputs = sorted((d.name, (d / "tables" / "totals.csv").read_text(encoding="utf-8")) for d in runs.finished_runs(folder))
+    for name in ("04_figures", "05_theory"):
+        done[name.replace("_", " ")] = _notebook(name, folder, {**single, "results": str(folder)}, json.dumps(inputs))
+
+    results = runs.load_results(folder)
+    if save_results:
+        runs.write_results(results, save_results, f"make results PARAMS={file}")
+    return _conclude(file, folder, results, done)
+
+
+def _notebook(name: str, folder: Path, values: dict[str, Any], inputs: str = "") -> Path:
+    """Execute a notebook unless its executed copy was made from the same source, parameters and inputs."""
+    output, record = folder / f"{name}.ipynb", folder / f".{name}.json"
+    made_from = {"source": source_digest(name), "parameters": values, "inputs": inputs}
+    if output.exists() and record.exists() and runs.read_json(record) == made_from:
+        print(f"{name}: done before")
+        return output
+    record.unlink(missing_ok=True)
+    started = time.monotonic()
+    print(f"{name}: running ...", flush=True)
+    try:
+        run_notebook(name, output, values)
+    except PapermillExecutionError as error:
+        raise runs.RunError(f"notebook {name} failed: {error.ename}: {error.evalue}\nsee {output}") from error
+    runs.write_json(record, made_from)
+    print(f"{name}: {time.monotonic() - started:.0f} s")
+    return output
+
+
+def _shown(points: Sequence[EvaluationParams]) -> list[EvaluationParams]:
+    """The runs whose notebooks the report shows: of each model the least and the most decayed, first seed."""
+    shown = []
+    for model in dict.fromkeys(p.model for p in points):
+        first = [p for p in points if p.model == model and p.seed == points[0].seed]
+        shown += [min(first, key=lambda p: p.weight_decay), max(first, key=lambda p: p.weight_decay)]
+    return list({p.run_id(): p for p in shown}.values())
+
+
+def _run_title(p: EvaluationParams, notebook: str) -> str:
+    return f"{notebook.replace('_', ' ')} {p.model} weight decay {p.weight_decay:g} seed {p.seed}"
+
+
+def _conclude(file: str | Path, folder: Path, results: runs.Results, done: dict[str, Path]) -> Path:
+    table = table_1(results.totals, TABLE_1)
+    verdicts = claims(results)
+    shown = verdicts.drop(columns=["rule"])
+    print(f"\nTable 1 ({results.scale}; mean ± sd over seeds)")
+    print(tabulate(table, headers="keys", showindex=False))
+    print("\nClaims (mean ± half width of the 95 % Student-t interval over seeds)")
+    print(tabulate(shown, headers="keys", showindex=False, maxcolwidths=[12, 42, 16, 20, 36, 16]))
+    lines = [
+        "Weight decay and the loss of low-frequency tokens: claims of arXiv 2410.11985 checked on models trained by this command.",
+        f"Scale: {results.scale}. Experiment file: {file}. Losses in nats, mean ± sd over seeds.",
+    ]
+    tables = {"Claims": verdicts, "Table 1": table}
+    return write_report(folder / "report", f"The Fair Language Model Paradox: {results.params['experiment']}", lines, tables, done)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fairlm_utils.reproduce", description=__doc__.splitlines()[0])
+    parser.add_argument("file", nargs="?", default="params/quick.yaml", help="experiment file (default: params/quick.yaml)")
+    parser.add_argument("--workers", type=int, default=0, help="runs at a time (default: cores divided by n_threads)")
+    parser.add_argument("--retries", type=int, default=1, help="times a failed run is tried again (default: 1)")
+    parser.add_argument("--save-results", default="", metavar="FOLDER", help="also write the small tables to this folder")
+    options = parser.parse_args(arguments)
+    file = Path(options.file).resolve()
+    runs.enter_project()
+    try:
+        file = file.relative_to(runs.PROJECT) if file.is_relative_to(runs.PROJECT) else file
+        index = reproduce(file, options.workers, options.retries, options.save_results)
+    except (ParameterError, runs.RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    print(f"\nreport: {index.resolve()}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,275 @@
+"""Run directories: where results lie, what they say of their origin, and how finished ones are found.
+
+    RUNS_DIR/tokenized/DIGEST/           tokenizer and token ids of a corpus, shared by experiments
+    RUNS_DIR/EXPERIMENT/RUN_ID/          one (model, λ, seed): params.json, provenance.json, model/, curves, tables
+    results/EXPERIMENT/                  the small tables of an experiment, committed
+
+Every file is written beside its place and moved there, so that a file that exists is whole. The last file a stage
+writes says that the stage is finished: `provenance.json` for training, `tables/totals.csv` for evaluation.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+
+from fairlm_utils.params import ParameterError, TrainingParams
+
+PROJECT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "pandas", "scipy", "altair", "papermill")
+TABLES = ("totals", "bins", "classes", "curves")
+#: Parameters that differ between the runs of one experiment; all others must agree.
+AXES = ("model", "weight_decay", "seed")
+
+
+class RunError(RuntimeError):
+    """A run directory or result folder that is missing, incomplete, foreign or in use; the message says what to do."""
+
+
+def enter_project() -> None:
+    """Make the project's root the working directory, so that relative paths mean the same wherever a notebook starts."""
+    os.chdir(PROJECT)
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, moved onto it when the block ends without an error, removed when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; RunError if it is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); remove its folder to compute it again") from error
+
+
+def write_table(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV (7 significant digits) or Parquet by its suffix, atomically."""
+    with atomic_path(path) as temporary:
+        if Path(path).suffix == ".csv":
+            table.to_csv(temporary, index=False, float_format="%.7g")
+        else:
+            table.to_parquet(temporary, index=False)
+
+
+def run_dir(p: TrainingParams) -> Path:
+    """The folder of the run with these parameters."""
+    return Path(p.runs_dir) / p.experiment / p.run_id()
+
+
+@contextmanager
+def locked(directory: str | Path) -> Iterator[None]:
+    """Hold `directory` for this process; a second process waits until the first is done, and says so."""
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{directory}: cannot be created ({error}); choose another runs_dir") from error
+    lock = FileLock(directory / ".lock")
+    if lock.is_locked or not _try(lock):
+        print(f"waiting for another process that works on {directory}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _try(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except TimeoutError:
+        return False
+    return True
+
+
+def claim(p: TrainingParams) -> Path:
+    """The folder of a run, created, with its resolved parameters in it.
+
+    Raises RunError if the folder holds a run of other parameters.
+    """
+    directory = run_dir(p)
+    recorded = directory / "params.json"
+    if recorded.exists():
+        known = read_json(recorded)
+        differing = sorted(k for k, v in p.identity().items() if known.get(k) != v)
+        if differing:
+            raise RunError(f"{directory} holds a run with other parameters ({', '.join(differing)}); choose another experiment name")
+    else:
+        write_json(recorded, p.model_dump())
+    return directory
+
+
+def provenance(p: TrainingParams, corpus: dict[str, Any], seconds: float, device: str) -> dict[str, Any]:
+    """What is needed to repeat a run and to judge it: versions, commit, device, corpus fingerprint, time, memory."""
+    return {
+        "run_id": p.run_id(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git_commit": git_commit(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "n_threads": p.n_threads,
+        "corpus": corpus,
+        "wall_seconds": round(seconds, 1),
+        "peak_memory_mb": round(peak_memory_mb()),
+    }
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def git_commit() -> str:
+    """Commit of the checkout, with `+changes` if files differ from it, or `unknown` outside a checkout."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "fairlm_utils", "params", "requirements.txt")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of an experiment, one row a run and group, and the parameters and provenance its runs share."""
+
+    totals: pd.DataFrame
+    bins: pd.DataFrame
+    classes: pd.DataFrame
+    curves: pd.DataFrame
+    params: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @property
+    def scale(self) -> str:
+        """One line: model, data, steps and seeds of the experiment."""
+        training = self.totals[self.totals["split"] == "training"]
+        n_seeds = training.groupby(["model", "weight_decay"])["seed"].nunique()
+        seeds = f"{n_seeds.min()}" + (f" to {n_seeds.max()}" if n_seeds.min() < n_seeds.max() else "")
+        p = self.params
+        return (
+            f"{', '.join(training['model'].unique())} on {p['corpus']}, {int(training['n_tokens'].iloc[0]):,} training targets in "
+            f"blocks of {p['context']} tokens, {p['steps']:,} steps, {training['weight_decay'].nunique()} values of λ, {seeds} seeds each"
+        )
+
+
+def load_results(folder: str | Path) -> Results:
+    """Tables of an experiment from a folder of committed tables or from the finished runs in RUNS_DIR/EXPERIMENT.
+
+    Raises RunError if the folder has neither, or holds runs whose parameters differ beyond model, λ and seed.
+    """
+    folder = Path(folder)
+    if (folder / "experiment.json").exists():
+        tables = {name: _read_csv(folder / f"{name}.csv") for name in TABLES}
+        return Results(**tables, **read_json(folder / "experiment.json"))
+    finished = finished_runs(folder)
+    if not finished:
+        raise RunError(
+            f"{folder}: no result tables and no finished runs; run `make reproduce`, or set `results` to a folder of results/"
+        )
+    params = _shared_params(finished)
+    tables = {name: pd.concat([_read_csv(d / "tables" / f"{name}.csv") for d in finished], ignore_index=True) for name in TABLES}
+    order = [*AXES]
+    tables = {name: table.sort_values(order, kind="stable", ignore_index=True) for name, table in tables.items()}
+    return Results(**tables, params=params, provenance=_shared_provenance(finished))
+
+
+def finished_runs(folder: str | Path) -> list[Path]:
+    """Folders of the runs in RUNS_DIR/EXPERIMENT that are trained and evaluated, sorted by name."""
+    return sorted(path.parents[1] for path in Path(folder).glob("*/tables/totals.csv"))
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"bin": str, "model": str})
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); remove its run's folder and run again") from error
+
+
+def _shared_params(directories: list[Path]) -> dict[str, Any]:
+    all_params = {d: read_json(d / "params.json") for d in directories}
+    first = all_params[directories[0]]
+    fixed = {k: v for k, v in first.items() if k not in AXES and k not in TrainingParams.NOT_IDENTITY}
+    for directory, params in all_params.items():
+        differing = sorted(k for k, v in fixed.items() if params.get(k) != v)
+        if differing:
+            raise RunError(
+                f"{directory.parent}: {directory.name} differs from {directories[0].name} in {', '.join(differing)}, and tables "
+                "of different settings are not mixed; remove the runs you do not want or use another experiment name"
+            )
+    return {**{k: v for k, v in fixed.items()}, "experiment": first["experiment"]}
+
+
+def _shared_provenance(directories: list[Path]) -> dict[str, Any]:
+    every = [read_json(d / "provenance.json") for d in directories]
+    shared = {k: every[0][k] for k in every[0] if k != "run_id" and all(e.get(k) == every[0][k] for e in every)}
+    seconds = [e["wall_seconds"] for e in every]
+    return {
+        **shared,
+        "git_commits": sorted({e["git_commit"] for e in every}),
+        "wall_seconds_of_runs": [min(seconds), float(np.median(seconds)), max(seconds)],
+        "peak_memory_mb": max(e["peak_memory_mb"] for e in every),
+        "n_runs": len(every),
+    }
+
+
+def write_results(results: Results, folder: str | Path, command: str) -> None:
+    """Write an experiment's small tables to a folder of `results/`, with the command that makes them."""
+    for name in TABLES:
+        write_table(Path(folder) / f"{name}.csv", getattr(results, name))
+    write_json(
+        Path(folder) / "experiment.json", {"params": results.params, "provenance": {**results.provenance, "command": command}}
+    )
+
+
+def check_experiment(points: list[Any]) -> None:
+    """Refuse, before anything runs, an experiment folder that holds finished runs of other settings.
+
+    Raises RunError naming the parameters that differ.
+    """
+    folder = Path(points[0].runs_dir) / points[0].experiment
+    wanted = {p.run_id() for p in points}
+    for directory in finished_runs(folder):
+        if directory.name in wanted:
+            continue
+        known, first = read_json(directory / "params.json"), points[0].identity()
+        differing = sorted(k for k, v in first.items() if k not in AXES and known.get(k) != v)
+        if differing:
+            raise RunError(
+                f"{folder} holds runs that differ from this experiment in {', '.join(differing)}; remove the folder or set "
+                "another `experiment` name"
+            )

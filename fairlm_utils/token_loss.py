@@ -1,0 +1,133 @@
+"""The token-level loss: cross-entropy that keeps every token's loss, and sums of it by token type.
+
+A model records its own per-token statistics while it trains when `record_token_loss` sets its loss function; nothing
+is computed twice, and nothing leaves the device until the sums are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+IGNORE_INDEX = -100
+#: Bytes of float32 logits worked on at a time: a block that stays in a CPU's cache, and bounds memory on a GPU.
+_BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**28}
+
+
+class _TokenCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of each row, and the gradient of the weighted sum of the rows, in one pass over the logits."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor, scale: Tensor, with_accuracy: bool) -> tuple[Tensor, Tensor, Tensor]:
+        n, vocab_size = logits.shape
+        loss = torch.empty(n, dtype=torch.float32, device=logits.device)
+        correct = torch.empty(n if with_accuracy else 0, dtype=torch.bool, device=logits.device)
+        needs_grad = ctx.needs_input_grad[0]
+        grad = torch.empty_like(logits) if needs_grad else None
+        block = max(1, _BLOCK_BYTES.get(logits.device.type, 2**24) // (4 * vocab_size))
+        for start in range(0, n, block):
+            rows = slice(start, start + block)
+            target = targets[rows].clamp(min=0)[:, None]
+            log_probs = torch.log_softmax(logits[rows], dim=-1, dtype=torch.float32)
+            target_log_probs = log_probs.gather(1, target)
+            loss[rows] = -target_log_probs[:, 0]
+            if with_accuracy:  # amax is several times faster than argmax; a tie for the largest is not correct
+                others = log_probs.scatter_(1, target, -torch.inf).amax(dim=1)
+                correct[rows] = target_log_probs[:, 0] > others
+            if needs_grad:
+                row_scale = torch.where(targets[rows] == IGNORE_INDEX, 0.0, scale)[:, None]
+                probs = log_probs.exp_().scatter_(1, target, target_log_probs.exp_().sub_(1.0))
+                torch.mul(probs, row_scale, out=grad[rows])
+        kept = targets != IGNORE_INDEX
+        loss.mul_(kept)
+        ctx.save_for_backward(grad)
+        ctx.mark_non_differentiable(loss, correct)
+        return loss.sum() * scale, loss, correct
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (grad,) = ctx.saved_tensors
+        if grad.device.type == "cpu" and grad_output.item() == 1.0:  # the usual case: no second pass over the gradient
+            return grad, None, None, None
+        return grad.mul_(grad_output), None, None, None
+
+
+def token_cross_entropy(
+    logits: Tensor, targets: Tensor, scale: Tensor | float = 1.0, with_accuracy: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy in nats of each position, and its sum times `scale`, which alone carries the gradient.
+
+    `logits` [positions, vocabulary] of any floating dtype (worked on in float32, a block at a time), `targets`
+    [positions] with −100 where there is none. Returns `(sum * scale, loss [positions], correct [positions])`; loss is
+    0 at positions without a target, which callers must leave out of every mean. `correct` is top-1 correctness (empty
+    if not `with_accuracy`): the target's logit is strictly the largest. Raises ValueError on shapes that do not match.
+    """
+    if logits.dim() != 2 or targets.shape != logits.shape[:1]:
+        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}: expected [n, vocabulary] and [n]")
+    scale = torch.as_tensor(scale, dtype=torch.float32, device=logits.device)
+    return _TokenCrossEntropy.apply(logits, targets, scale, with_accuracy)
+
+
+class TokenSums:
+    """Tokens, summed loss (nats) and correct top-1 predictions of every token type, accumulated on the device.
+
+    `values` [vocabulary + 1, 3] in float64, exact for counts up to 2^53; the last row swallows positions without a
+    target, so that adding needs no synchronisation with the host.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device | str = "cpu"):
+        self.values = torch.zeros(vocab_size + 1, 3, dtype=torch.float64, device=device)
+
+    def add(self, targets: Tensor, loss: Tensor, correct: Tensor) -> None:
+        """Add flat positions: `targets` [n] with −100 where there is none, `loss` [n] in nats, `correct` [n]."""
+        index = torch.where(targets == IGNORE_INDEX, self.values.shape[0] - 1, targets)
+        rows = torch.stack([torch.ones_like(loss), loss, correct.to(loss.dtype)], dim=1)
+        self.values.index_add_(0, index, rows.to(torch.float64))
+
+    def read(self) -> np.ndarray:
+        """Array [vocabulary, 3]: tokens, summed loss and correct predictions; summed over processes if distributed."""
+        values = self.values[:-1].clone()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(values)
+        return values.cpu().numpy()
+
+    def reset(self) -> None:
+        self.values.zero_()
+
+
+def shifted_targets(labels: Tensor) -> Tensor:
+    """The target of every position, the label that follows it: labels [blocks, context] to flat [blocks * context]."""
+    return torch.nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:].reshape(-1)
+
+
+@contextmanager
+def record_token_loss(model: PreTrainedModel, sums: TokenSums | None) -> Iterator[None]:
+    """Within the context `model(..., labels=labels).loss` is the mean token loss, and adds to `sums` while training.
+
+    Sets the model's loss function, the place transformers provides for it, so that it works unchanged under Trainer,
+    gradient accumulation (normalised by `num_items_in_batch`), autocast and data parallelism. With `sums=None` the
+    same loss is computed and nothing recorded.
+    """
+
+    def loss_function(logits, labels, vocab_size=None, num_items_in_batch=None, shift_labels=None, **_):
+        targets = shifted_targets(labels) if shift_labels is None else shift_labels.reshape(-1)
+        n = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+        record = sums is not None and model.training
+        total, loss, correct = token_cross_entropy(logits.reshape(-1, logits.shape[-1]), targets, 1.0 / n, record)
+        if record:
+            sums.add(targets, loss, correct)
+        return total
+
+    before = vars(model).get("_loss_function")
+    model.loss_function = loss_function
+    try:
+        yield
+    finally:
+        del model._loss_function  # back to the model's own, which transformers looks up when none is set
+        if before is not None:
+            model.loss_function = before

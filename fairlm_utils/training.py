@@ -1,0 +1,267 @@
+"""Training one model with transformers' Trainer, recording every token type's loss and accuracy on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import load_file, save_file
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, get_scheduler
+
+from fairlm_utils import runs
+from fairlm_utils.models import build_model, weight_decay_groups
+from fairlm_utils.params import TrainingParams
+from fairlm_utils.token_loss import TokenSums, record_token_loss
+from fairlm_utils.tokenization import TokenizedCorpus, blocks, tokenize_corpus
+
+CURVES = "learning_curves.safetensors"
+_COMPLETE = "complete.json"
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became NaN or infinite; the message says by which step and what to lower."""
+
+
+class Blocks(Dataset):
+    """Blocks of token ids as Trainer wants them: input_ids and labels [blocks, context], attention_mask where padded."""
+
+    def __init__(self, input_ids: np.ndarray, labels: np.ndarray, pad_token_id: int):
+        self.input_ids, self.labels = torch.from_numpy(input_ids), torch.from_numpy(labels)
+        padded = self.input_ids == pad_token_id
+        self.attention_mask = (~padded).long() if padded.any() else None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        item = {"input_ids": self.input_ids[index], "labels": self.labels[index]}
+        if self.attention_mask is not None:
+            item["attention_mask"] = self.attention_mask[index]
+        return item
+
+
+def training_blocks(p: TrainingParams, corpus: TokenizedCorpus) -> Blocks:
+    """The blocks a run trains on."""
+    return _blocks(p, corpus, corpus.train, corpus.train_starts, p.max_train_blocks)
+
+
+def heldout_blocks(p: TrainingParams, corpus: TokenizedCorpus) -> Blocks:
+    """The blocks of held-out documents a run is evaluated on."""
+    return _blocks(p, corpus, corpus.heldout, corpus.heldout_starts, p.max_heldout_blocks)
+
+
+def _blocks(p: TrainingParams, corpus: TokenizedCorpus, ids: np.ndarray, starts: np.ndarray, n: int) -> Blocks:
+    pad = corpus.tokenizer.pad_token_id
+    return Blocks(*blocks(ids, starts, p.context, p.packing, pad, n), pad_token_id=pad)
+
+
+def optimizer_and_schedule(p: TrainingParams, groups: list[dict]) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW with decoupled weight decay over explicit parameter groups, and its learning-rate schedule."""
+    optimizer = torch.optim.AdamW(
+        groups, lr=p.learning_rate, betas=(p.adam_beta1, p.adam_beta2), eps=p.adam_epsilon, weight_decay=p.weight_decay, fused=True
+    )
+    return optimizer, get_scheduler(p.lr_schedule, optimizer, p.warmup_steps, p.steps)
+
+
+class RecordTokenLoss(TrainerCallback):
+    """Keeps sums of loss and accuracy by token type over windows of steps, and saves them with every checkpoint."""
+
+    def __init__(self, sums: TokenSums, window_steps: int):
+        self.sums, self.window_steps = sums, window_steps
+        self.steps: list[int] = []
+        self.windows: list[np.ndarray] = []
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step % self.window_steps == 0 or state.global_step == state.max_steps:
+            self._close_window(state.global_step)
+
+    def _close_window(self, step: int) -> None:
+        window = self.sums.read()
+        if not np.isfinite(window).all():
+            raise TrainingDiverged(
+                f"the training loss is not finite between steps {self.steps[-1] if self.steps else 0} and {step}; lower learning_rate "
+                "or weight_decay, or add warmup_steps. The last good checkpoint and the curves up to it are kept"
+            )
+        self.sums.reset()
+        self.steps.append(step)
+        self.windows.append(window)
+
+    def on_save(self, args, state, control, **_):
+        directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.save(directory / CURVES, self.sums.values.cpu().numpy())
+        runs.write_json(directory / _COMPLETE, {"step": state.global_step})
+
+    def save(self, path: Path, open_window: np.ndarray | None = None) -> None:
+        arrays = {"steps": np.array(self.steps, dtype=np.int64), "windows": np.array(self.windows, dtype=np.float64)}
+        if open_window is not None:
+            arrays["open_window"] = open_window
+        with runs.atomic_path(path) as temporary:
+            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary)
+
+    def resume(self, path: Path) -> None:
+        arrays = load_file(path)
+        self.steps, self.windows = arrays["steps"].tolist(), list(arrays["windows"])
+        self.sums.values.copy_(torch.from_numpy(arrays["open_window"]))
+
+
+class _Progress(TrainerCallback):
+    """One progress bar over the steps, with time left; it vanishes when training ends."""
+
+    def on_train_begin(self, args, state, control, **_):
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", desc="training", leave=False)
+
+    def on_step_end(self, args, state, control, **_):
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.close()
+
+
+def make_trainer(
+    p: TrainingParams, model: PreTrainedModel, data: Dataset, output_dir: str | Path, callbacks: list[TrainerCallback]
+) -> Trainer:
+    """The Trainer of a run: explicit optimiser groups, no defaults of its own that would change results."""
+    groups, _ = weight_decay_groups(model, p.weight_decay, p.decayed_parameters)
+    args = TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=p.steps,
+        per_device_train_batch_size=p.batch_size,
+        gradient_accumulation_steps=p.gradient_accumulation_steps,
+        max_grad_norm=p.max_grad_norm,
+        bf16=p.dtype == "bfloat16",
+        seed=p.seed,
+        data_seed=p.seed,
+        use_cpu=device(p) == "cpu",
+        save_strategy="steps",
+        save_steps=p.checkpoint_steps,
+        save_total_limit=2,  # the newest may be cut short by a crash; the one before it is whole
+        logging_strategy="no",
+        logging_nan_inf_filter=False,  # it would wait for the device at every step; windows are checked instead
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device(p) != "cpu",
+    )
+    return Trainer(model, args, train_dataset=data, optimizers=optimizer_and_schedule(p, groups), callbacks=callbacks)
+
+
+def device(p: TrainingParams) -> str:
+    """The device a run uses: cuda if asked for or found, else cpu. RuntimeError if cuda is asked for and absent."""
+    if p.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("device: cuda is asked for and no GPU is visible; set device to auto or cpu")
+    return "cpu" if p.device == "cpu" or not torch.cuda.is_available() else "cuda"
+
+
+def train(p: TrainingParams) -> Path:
+    """Train the model of `p`, or continue it from its last whole checkpoint, and return its run directory.
+
+    Writes model/ (safetensors, with the tokenizer), the learning curves of every token type, params.json and, last,
+    provenance.json. A run that has finished is not trained again. Raises RunError for a directory that holds another
+    run, TrainingDiverged if the loss is not finite.
+    """
+    directory = runs.run_dir(p)
+    with runs.locked(directory):
+        runs.claim(p)
+        if not (directory / "provenance.json").exists():
+            with threads(p.n_threads):
+                _train(p, directory)
+    return directory
+
+
+def _train(p: TrainingParams, directory: Path) -> None:
+    started = time.monotonic()
+    corpus = tokenize_corpus(p)
+    model = build_model(p.model, len(corpus.tokenizer), p.context, p.seed)
+    sums = TokenSums(len(corpus.tokenizer), device(p))
+    recorder = RecordTokenLoss(sums, p.window_steps)
+    trainer = make_trainer(p, model, training_blocks(p, corpus), directory / "checkpoints", [recorder, _Progress()])
+    checkpoint = last_whole_checkpoint(directory / "checkpoints")
+    if checkpoint:
+        print(f"continuing from step {checkpoint.name.removeprefix('checkpoint-')}")
+        recorder.resume(checkpoint / CURVES)
+    with record_token_loss(model, sums):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    recorder.save(directory / CURVES)
+    _save_model(model, corpus, directory / "model")
+    runs.write_json(
+        directory / "provenance.json", runs.provenance(p, corpus.meta, time.monotonic() - started, str(trainer.args.device))
+    )
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def _save_model(model: PreTrainedModel, corpus: TokenizedCorpus, path: Path) -> None:
+    temporary = path.with_name(".model.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(path, ignore_errors=True)  # left by a start that was cut short before provenance.json
+    model.save_pretrained(temporary)
+    corpus.tokenizer.save_pretrained(temporary)
+    os.replace(temporary, path)
+
+
+def last_whole_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that was written completely; half-written ones are removed."""
+    whole = []
+    for path in directory.glob("checkpoint-*"):
+        if (path / _COMPLETE).exists():
+            whole.append(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Use `n` CPU threads within the context: the number changes the order of sums, and so the last bits of results."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def load_curves(directory: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Learning curves of a run: last step of each window, and counts, loss sums, correct [windows, vocabulary]."""
+    path = Path(directory) / CURVES
+    try:
+        arrays = load_file(path)
+    except Exception as error:  # safetensors raises several types of its own for a damaged file
+        raise runs.RunError(f"{path}: cannot be read ({error}); remove the run's folder and train it again") from error
+    windows = arrays["windows"]
+    return arrays["steps"], windows[..., 0], windows[..., 1], windows[..., 2]
+
+
+def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) -> pd.DataFrame:
+    """What follows from the parameters, for a look before training: targets, epochs, parameter counts, decay over the run."""
+    blocks_a_step = p.batch_size * p.gradient_accumulation_steps
+    rates = [group["lr"] for group in _schedule_preview(p)]
+    n_embedding = model.get_input_embeddings().weight.numel()
+    rows = {
+        "training blocks": len(data),
+        "targets a step": blocks_a_step * (p.context - 1),
+        "epochs": p.steps * blocks_a_step / len(data),
+        "parameters": model.num_parameters(),
+        "parameters of the embedding": n_embedding,
+        "vocabulary": model.config.vocab_size,
+        "loss of a uniform prediction (nats)": float(np.log(model.config.vocab_size)),
+        "weights kept by decay alone, exp(−λ Σ lr)": float(np.exp(-p.weight_decay * sum(rates))),
+    }
+    return pd.DataFrame({"quantity": rows.keys(), "value": [f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" for v in rows.values()]})
+
+
+def _schedule_preview(p: TrainingParams) -> Iterator[dict]:
+    optimizer, schedule = optimizer_and_schedule(p, [{"params": [torch.zeros(1, requires_grad=True)]}])
+    for _ in range(p.steps):
+        yield {"lr": optimizer.param_groups[0]["lr"]}
+        optimizer.step()
+        schedule.step()

@@ -1,0 +1,140 @@
+"""`make bench`: the promised ratios of speed, both sides of each timed in turn in one run, medians of the pairs.
+
+Ratios of training and evaluation are of the quick experiment's model; tokenizing needs the IMDB data set, from the Hub
+or from a local copy: `make bench IMDB=folder`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from tabulate import tabulate
+from torch.utils.data import DataLoader
+
+from fairlm_utils import evaluation, params, runs, tokenization, training
+from fairlm_utils.models import build_model, weight_decay_groups
+from fairlm_utils.token_loss import TokenSums, record_token_loss, shifted_targets
+
+ROUNDS = 7
+
+
+def ratio(a: Callable[[], None], b: Callable[[], None], rounds: int = ROUNDS) -> tuple[float, float, float]:
+    """Median, smallest and largest of time(a) / time(b) over pairs timed in turn, after one warm-up of each."""
+    a(), b()
+    pairs = []
+    for _ in range(rounds):
+        times = []
+        for f in (a, b):
+            start = time.perf_counter()
+            f()
+            times.append(time.perf_counter() - start)
+        pairs.append(times[0] / times[1])
+    return statistics.median(pairs), min(pairs), max(pairs)
+
+
+class Setting:
+    """The quick experiment's model, corpus and batches."""
+
+    def __init__(self, steps: int):
+        values = params.read("params/quick.yaml")
+        single = {k: v[0] if params.is_grid(k, v) else v for k, v in values.items()}
+        self.p = params.EvaluationParams.check({**single, "steps": steps, "window_steps": 10, "checkpoint_steps": 10**6})
+        self.corpus = tokenization.tokenize_corpus(self.p)
+        self.data = training.training_blocks(self.p, self.corpus)
+
+    def model(self) -> torch.nn.Module:
+        return build_model(self.p.model, len(self.corpus.tokenizer), self.p.context, seed=0)
+
+
+def train_with_trainer(s: Setting, record: bool) -> None:
+    model = s.model()
+    sums = TokenSums(model.config.vocab_size) if record else None
+    callbacks = [training.RecordTokenLoss(sums, s.p.window_steps)] if record else []
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = training.make_trainer(s.p, model, s.data, folder, callbacks)
+        trainer.args.save_strategy = "no"
+        with record_token_loss(model, sums):
+            trainer.train()
+
+
+def train_bare(s: Setting) -> None:
+    """A plain loop over the same model, batches and optimiser, with the model's own loss."""
+    model = s.model().train()
+    groups, _ = weight_decay_groups(model, s.p.weight_decay, s.p.decayed_parameters)
+    optimizer, schedule = training.optimizer_and_schedule(s.p, groups)
+    batches = _endless(DataLoader(s.data, batch_size=s.p.batch_size, shuffle=True))
+    for _ in range(s.p.steps):
+        loss = model(**next(batches), use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), s.p.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+
+def _endless(loader: DataLoader) -> Iterator[dict]:
+    while True:
+        yield from loader
+
+
+def evaluate_loss_alone(model: torch.nn.Module, data: training.Blocks, batch_size: int) -> None:
+    with torch.inference_mode():
+        for batch in DataLoader(data, batch_size=batch_size):
+            model(**batch, use_cache=False).loss.item()
+
+
+def evaluate_with_pandas(model: torch.nn.Module, data: training.Blocks, batch_size: int) -> None:
+    """Collect every position's target, loss and correctness, then group: what a notebook would write first."""
+    rows = []
+    with torch.inference_mode():
+        for batch in DataLoader(data, batch_size=batch_size):
+            logits = model(input_ids=batch["input_ids"], use_cache=False).logits.flatten(0, 1)
+            targets = shifted_targets(batch["labels"])
+            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+            correct = logits.argmax(-1) == targets
+            rows += [r for r in zip(targets.tolist(), loss.tolist(), correct.tolist(), strict=True) if r[0] >= 0]
+    pd.DataFrame(rows, columns=["token_id", "loss", "correct"]).groupby("token_id").agg(["mean", "size"])
+
+
+def bench_training(steps: int) -> list[list]:
+    s = Setting(steps)
+    return [
+        ["training step with recording ÷ without", *ratio(lambda: train_with_trainer(s, True), lambda: train_with_trainer(s, False)), "≤ 1.02"],
+        ["tokens/s of our loop ÷ bare PyTorch loop", *ratio(lambda: train_bare(s), lambda: train_with_trainer(s, True)), "≥ 0.95"],
+    ]
+
+
+def bench_evaluation() -> list[list]:
+    s = Setting(1)
+    model, batch = s.model().eval(), 64
+    ours = lambda: evaluation.token_sums(model, s.data, batch)  # noqa: E731
+    return [
+        ["tokens/s of evaluation ÷ forward passes with the loss alone", *ratio(lambda: evaluate_loss_alone(model, s.data, batch), ours), "≥ 0.9"],
+        ["tokens/s of evaluation ÷ collecting positions in pandas", *ratio(lambda: evaluate_with_pandas(model, s.data, batch), ours), "≥ 5"],
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench")
+    parser.add_argument("--imdb", default=os.environ.get("IMDB", ""), help="local copy of the IMDB data set")
+    parser.add_argument("--steps", type=int, default=60)
+    options = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"
+    runs.enter_project()
+    torch.set_num_threads(1)
+    rows = bench_training(options.steps) + bench_evaluation()
+    rows += bench_tokenizing(options.imdb)
+    print(tabulate(rows, headers=["ratio", "median", "min", "max", "goal"], floatfmt=".3f"))
+    print(f"peak memory of this process {runs.peak_memory_mb():,.0f} MB; 1 thread, medians of {ROUNDS} pairs; numpy {np.__version__}")
+
+
+if __name__ == "__main__":
+    main()

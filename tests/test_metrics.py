@@ -1,0 +1,147 @@
+"""Definitions against tables that can be computed by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fairlm_utils import metrics
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    """Four types: frequent, rare, once, never evaluated."""
+    return pd.DataFrame(
+        {
+            "token_id": range(4),
+            "token": list("abcd"),
+            "n_train": [90, 3, 1, 0],
+            "n_eval": [90, 9, 1, 0],
+            "loss": [0.1, 1.0, 6.0, np.nan],
+            "accuracy": [1.0, 0.5, 0.0, np.nan],
+            "learning_speed": [0.9, 0.5, 0.1, np.nan],
+        }
+    )
+
+
+def test_totals_by_hand(table):
+    t = metrics.totals(table)
+    assert t["n_types"] == 3 and t["n_tokens"] == 100
+    assert t["average_loss"] == pytest.approx((9 + 9 + 6) / 100)
+    assert t["token_balanced_loss"] == pytest.approx(7.1 / 3)
+    assert t["average_accuracy"] == pytest.approx((90 + 4.5) / 100)
+    assert t["token_balanced_accuracy"] == pytest.approx(0.5)
+    assert t["average_perplexity"] == pytest.approx(np.exp(0.24))
+    assert t["token_balanced_perplexity"] == pytest.approx(np.exp(7.1 / 3))
+
+
+def test_bins_by_hand(table):
+    bins = metrics.by_bin(table).set_index("bin")
+    assert list(bins.index) == ["1–2", "3–8", "81–242"]
+    assert bins.loc["3–8", "loss"] == 1.0 and bins.loc["81–242", "n_tokens"] == 90
+    assert bins["bin_low"].tolist() == [1, 3, 81]
+
+
+@given(
+    arrays(np.int64, 30, elements=st.integers(0, 10_000)),
+    arrays(np.float64, 30, elements=st.floats(0, 20)),
+    arrays(np.int64, 30, elements=st.integers(0, 50)),
+)
+def test_bins_and_classes_add_up_to_the_totals(n_train, loss, n_eval):
+    if not n_eval.any() or not n_train.any():
+        return
+    frame = pd.DataFrame({"n_train": n_train, "n_eval": n_eval, "loss": loss, "accuracy": 0.0, "learning_speed": 0.0})
+    bins, total = metrics.by_bin(frame), metrics.totals(frame)
+    assert bins["n_tokens"].sum() == total["n_tokens"] and bins["n_types"].sum() == total["n_types"]
+    assert (bins["n_tokens"] * bins["loss_occurrences"]).sum() / total["n_tokens"] == pytest.approx(total["average_loss"])
+    assert (bins["n_types"] * bins["loss"]).sum() / total["n_types"] == pytest.approx(total["token_balanced_loss"])
+    assert metrics.by_class(frame, 95)["n_types"].sum() == total["n_types"]
+
+
+@given(st.integers(0, 3**30))
+def test_every_count_lies_in_its_bin(count):
+    k = int(metrics.bin_index(np.array([count]))[0])
+    low = metrics.bin_low(k)
+    assert low <= count < (3 ** (k + 1) if k >= 0 else 1)
+    assert metrics.bin_label(k).split("–")[0].replace(",", "") == str(low)
+
+
+def test_bins_refuse_negative_counts():
+    with pytest.raises(ValueError, match="negative"):
+        metrics.bin_index(np.array([-1]))
+
+
+def test_low_frequency_is_at_or_below_the_percentile_of_occurring_types():
+    counts = np.array([0, 1, 1, 2, 100])
+    assert metrics.low_frequency(counts, 75).tolist() == [True, True, True, True, False]
+    with pytest.raises(ValueError, match="no token type"):
+        metrics.low_frequency(np.zeros(3), 95)
+
+
+def speed(losses, counts=None, vocab_size=4, steps=None):
+    losses = np.array(losses, dtype=float)[:, None]
+    counts = np.ones_like(losses) if counts is None else np.array(counts, dtype=float)[:, None]
+    steps = np.arange(1, len(losses) + 1) * 10 if steps is None else np.array(steps)
+    return metrics.learning_speed(steps, counts, losses * counts, vocab_size)[0]
+
+
+def test_learning_speed_by_hand():
+    # from log V at 0 to 0 at step 5 (middle of the window): a triangle of area 5/2, then 0 until step 20
+    assert speed([0.0, 0.0]) == pytest.approx(1 - 2.5 / 20)
+    assert speed([np.log(4)] * 3) == pytest.approx(0.0)
+    assert speed([50.0] * 3) == pytest.approx(0.0)  # losses above a uniform prediction count as one
+    assert np.isnan(speed([0.0, 0.0], counts=[0, 0]))
+
+
+def test_learning_speed_bridges_windows_without_the_type():
+    assert speed([1.0, 0.7, 0.4], counts=[1, 0, 1]) == pytest.approx(speed([1.0, 0.7, 0.4]))
+
+
+@given(arrays(np.float64, 6, elements=st.floats(0, 10)), st.integers(2, 1000))
+def test_learning_speed_lies_between_0_and_1_and_falls_with_the_loss(losses, vocab_size):
+    value = speed(losses, vocab_size=vocab_size)
+    assert -1e-12 <= value <= 1 and speed(losses + 0.1, vocab_size=vocab_size) <= value + 1e-12
+
+
+def test_learning_curves_average_over_types_seen_in_the_window():
+    counts = np.array([[2, 0, 5], [1, 1, 5]])
+    curves = metrics.learning_curves(np.array([10, 20]), counts, np.array([[4.0, 0, 5], [1.0, 3.0, 5]]), np.array([1, 2, 9]))
+    rare = curves[curves["bin"] == "1–2"]
+    assert rare["loss"].tolist() == [2.0, 2.0] and rare["step"].tolist() == [10, 20]
+
+
+def runs_frame():
+    return pd.DataFrame(
+        {
+            "model": "m",
+            "weight_decay": [0.0, 0.0, 1.0, 1.0],
+            "seed": [0, 1, 0, 1],
+            "split": "training",
+            "loss": [1.0, 3.0, 2.0, 9.0],
+        }
+    )
+
+
+def test_over_seeds_gives_the_student_t_interval():
+    row = metrics.over_seeds(runs_frame(), "loss").set_index("weight_decay").loc[0.0]
+    assert row["mean"] == 2.0 and row["n_seeds"] == 2 and row["sd"] == pytest.approx(np.sqrt(2))
+    assert row["high"] - row["mean"] == pytest.approx(12.7062, rel=1e-4)  # t with 1 degree of freedom, times sd/√2 = 1
+
+
+def test_one_seed_has_no_interval():
+    one = metrics.over_seeds(runs_frame().query("seed == 0"), "loss")
+    assert one[["sd", "low", "high"]].isna().all(axis=None) and (one["n_seeds"] == 1).all()
+
+
+def test_changes_are_paired_by_seed():
+    changed = metrics.changes(runs_frame(), "loss").set_index("seed")
+    assert changed["difference"].to_dict() == {0: 1.0, 1: 6.0} and changed["ratio"].to_dict() == {0: 2.0, 1: 3.0}
+    with pytest.raises(ValueError, match="no partner"):
+        metrics.changes(runs_frame().query("not (seed == 1 and weight_decay == 0)"), "loss")
+
+
+def test_table_1_is_mean_and_sd():
+    table = metrics.table_1(runs_frame().rename(columns={"loss": "average_loss"}), ["average_loss"])
+    assert table["average_loss"].tolist() == ["2.0000 ± 1.4142", "5.5000 ± 4.9497"] and table["n_seeds"].tolist() == [2, 2]

@@ -1,0 +1,118 @@
+"""Parameters: every problem at once, before anything runs; notebooks and files agree with the classes."""
+
+import re
+import typing
+from pathlib import Path
+
+import papermill
+import pytest
+
+from fairlm_utils import params
+from fairlm_utils.params import EvaluationParams, ParameterError, TrainingParams
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "params").rglob("*.yaml"))
+
+
+def test_all_problems_are_reported_at_once():
+    with pytest.raises(ParameterError) as error:
+        TrainingParams.check({"wieght_decay": 0.1, "weight_decay": -1, "learning_rate": "1e-1", "steps": 1.5, "vocab_size": 100})
+    message = str(error.value)
+    assert "did you mean weight_decay" in message and "write 0.1" in message
+    assert message.count("\n  - ") >= 4 and "steps" in message and "greater than or equal to 0" in message
+
+
+def test_vocabulary_holds_the_byte_alphabet():
+    with pytest.raises(ParameterError, match="byte alphabet"):
+        TrainingParams.check({"vocab_size": 100})
+    assert TrainingParams.check({"vocab_size": 100, "pre_tokenizer": "whitespace-punctuation"}).vocab_size == 100
+
+
+@pytest.mark.parametrize("value", [0, 0.0])
+def test_weight_decay_zero_may_be_an_int(value):
+    assert TrainingParams.check({"weight_decay": value}).run_id() == TrainingParams.check({"weight_decay": 0.0}).run_id()
+
+
+@pytest.mark.parametrize("bad", [{"weight_decay": float("nan")}, {"seed": True}, {"packing": 1}, {"experiment": "../x"}, {"context": 1}])
+def test_impossible_values_are_refused(bad):
+    with pytest.raises(ParameterError, match=next(iter(bad))):
+        TrainingParams.check(bad)
+
+
+def test_a_grid_where_one_value_is_needed_says_how_to_choose():
+    with pytest.raises(ParameterError, match="-p weight_decay 0.3"):
+        TrainingParams.check({"weight_decay": [0.0, 0.3]})
+
+
+def test_a_misspelt_name_in_a_notebook_is_an_error_and_other_notebooks_names_are_not():
+    namespace = {"weight_decay": 0.3, "eval_batch_size": 8, "results": "x", "_hidden": 1, "In": [], "pd": pytest}
+    assert TrainingParams.from_namespace(namespace).weight_decay == 0.3
+    with pytest.raises(ParameterError, match="did you mean weight_decay"):
+        TrainingParams.from_namespace({**namespace, "wieght_decay": 0.3})
+
+
+def test_identity_leaves_out_what_does_not_change_results():
+    base = EvaluationParams.check({})
+    same = EvaluationParams.check({"runs_dir": "elsewhere", "experiment": "x", "checkpoint_steps": 7, "eval_batch_size": 3})
+    assert base.run_id() == same.run_id() == TrainingParams.check({}).run_id()
+    assert base.run_id() != EvaluationParams.check({"adam_beta2": 0.95}).run_id()
+
+
+def test_grid_expands_in_the_order_of_the_file():
+    points = params.expand({"weight_decay": [0, 0.5], "seed": [0, 1]})
+    assert [(p.weight_decay, p.seed) for p in points] == [(0, 0), (0, 1), (0.5, 0), (0.5, 1)]
+
+
+def test_a_repeated_or_empty_grid_is_refused():
+    with pytest.raises(ParameterError, match="repeats"):
+        params.expand({"weight_decay": [0, 0.0]})
+    with pytest.raises(ParameterError, match="empty"):
+        params.expand({"seed": []})
+
+
+def test_every_point_of_a_grid_is_checked_and_each_problem_told_once():
+    with pytest.raises(ParameterError) as error:
+        params.expand({"weight_decay": [0.1, -1], "seed": [0, 1], "confidence": 2})
+    assert str(error.value).count("weight_decay") == 1 and "confidence" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("- 1", "flat mapping"), ("1: 2", "flat mapping"), ("a: [", "not YAML"), ("steps: !!python/object/apply:os.getcwd []", "not YAML")],
+)
+def test_a_file_that_is_not_parameters_is_refused(tmp_path, text, said):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ParameterError, match=said):
+        params.read(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ParameterError, match=r"nowhere\.yaml"):
+        params.read(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_every_experiment_file_is_valid_and_every_line_commented(file):
+    points = params.expand(params.read(file), str(file))
+    assert points and points[0].experiment == file.stem
+    for line in file.read_text(encoding="utf-8").splitlines():
+        assert not line.strip() or line.lstrip().startswith("#") or re.search(r"\S:\s.*\S\s+# \S", line), f"no comment: {line}"
+
+
+@pytest.mark.parametrize("name", params.NOTEBOOKS)
+def test_the_parameters_cell_repeats_its_class(name):
+    cell = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
+    fields = params.NOTEBOOKS[name].model_fields
+    assert list(cell) == list(fields)
+    for key, field in fields.items():
+        literal = typing.get_origin(field.annotation) is typing.Literal
+        kind = "str" if literal else getattr(field.annotation, "__name__", str(field.annotation))
+        kind = str(field.annotation) if typing.get_origin(field.annotation) is list else kind
+        assert cell[key]["inferred_type_name"] == kind, key
+        assert eval(cell[key]["default"], {}) == field.default, key
+        assert cell[key]["help"] == field.description, key
+
+
+def test_every_notebook_has_its_parameters():
+    assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} == set(params.NOTEBOOKS)

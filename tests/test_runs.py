@@ -1,0 +1,83 @@
+"""Run directories: whole files or none, no mixtures, clear errors."""
+
+import multiprocessing
+import time
+
+import pandas as pd
+import pytest
+
+from fairlm_utils import evaluation, runs
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "a.json"
+    runs.write_json(path, {"x": 1})
+    with pytest.raises(TypeError):
+        runs.write_json(path, {"x": object()})
+    assert runs.read_json(path) == {"x": 1} and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_an_unreadable_file_is_named(tmp_path, text):
+    path = tmp_path / "a.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(runs.RunError, match=r"a\.json"):
+        runs.read_json(path)
+
+
+def _hold(path, seconds):
+    with runs.locked(path):
+        (path / "held").touch()
+        time.sleep(seconds)
+        (path / "released").touch()
+
+
+def test_a_second_process_waits_and_says_so(tmp_path, capsys):
+    holder = multiprocessing.get_context("spawn").Process(target=_hold, args=(tmp_path, 0.5))
+    holder.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    with runs.locked(tmp_path):
+        assert (tmp_path / "released").exists()
+    holder.join()
+    assert "waiting for another process" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(runs.RunError, match="runs_dir"), runs.locked(tmp_path / "file" / "x"):
+        pass
+
+
+def test_results_round_trip_through_committed_tables(miniature, tmp_path):
+    for seed in (0, 1):
+        evaluation.evaluate(miniature(experiment="collect", seed=seed, steps=4, window_steps=2))
+    folder = runs.run_dir(miniature()).parents[0].parent / "collect"
+    results = runs.load_results(folder)
+    assert sorted(results.totals["seed"].unique()) == [0, 1] and results.params["steps"] == 4
+    runs.write_results(results, tmp_path / "r", "make results")
+    again = runs.load_results(tmp_path / "r")
+    for name in runs.TABLES:
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(results, name), rtol=1e-6)
+    assert again.provenance["command"] == "make results" and again.provenance["n_runs"] == 2
+    assert "2 seeds each" in again.scale
+
+
+def test_runs_of_other_settings_are_not_mixed(miniature):
+    for steps in (2, 3):
+        evaluation.evaluate(miniature(experiment="mixed", steps=steps, window_steps=2))
+    folder = runs.run_dir(miniature(experiment="mixed")).parent
+    with pytest.raises(runs.RunError, match="differs from .* in steps"):
+        runs.load_results(folder)
+    with pytest.raises(runs.RunError, match="differ from this experiment in steps"):
+        runs.check_experiment([miniature(experiment="mixed", steps=4)])
+
+
+def test_a_folder_without_results_says_what_to_do(tmp_path):
+    with pytest.raises(runs.RunError, match="make reproduce"):
+        runs.load_results(tmp_path)
+
+
+def test_provenance_names_a_commit_or_says_unknown():
+    assert runs.git_commit() == "unknown" or len(runs.git_commit().removesuffix("+changes")) == 12

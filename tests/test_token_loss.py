@@ -1,0 +1,82 @@
+"""The token-level cross-entropy against PyTorch's, and the sums by type against hand-made ones."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from fairlm_utils import token_loss
+from fairlm_utils.models import build_model
+from fairlm_utils.token_loss import IGNORE_INDEX, TokenSums, record_token_loss, token_cross_entropy
+
+
+@pytest.mark.parametrize("block_bytes", [1, 200, 2**20])
+def test_loss_gradient_and_correctness_agree_with_pytorch(monkeypatch, block_bytes):
+    monkeypatch.setitem(token_loss._BLOCK_BYTES, "cpu", block_bytes)
+    logits = torch.randn(13, 7, dtype=torch.float64).float().requires_grad_()
+    targets = torch.randint(0, 7, (13,))
+    targets[[2, 5]] = IGNORE_INDEX
+    reference = logits.detach().clone().requires_grad_()
+    total, loss, correct = token_cross_entropy(logits, targets, 1 / 11)
+    expected = cross_entropy(reference, targets, ignore_index=IGNORE_INDEX, reduction="none")
+    (3 * total).backward()
+    (3 * expected.sum() / 11).backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(total, expected.sum() / 11)
+    torch.testing.assert_close(logits.grad, reference.grad)
+    kept = targets != IGNORE_INDEX
+    assert torch.equal(correct[kept], (logits.argmax(1) == targets)[kept])
+
+
+def test_extreme_logits_give_the_exact_loss():
+    logits = torch.tensor([[1e4, 0.0], [0.0, 1e4], [-1e4, -1e4]])
+    _, loss, correct = token_cross_entropy(logits, torch.tensor([1, 1, 0]))
+    torch.testing.assert_close(loss, torch.tensor([1e4, 0.0, 0.6931472]))
+    assert correct.tolist() == [False, True, False]  # a tie singles out no type
+
+
+def test_half_precision_logits_are_worked_on_in_float32():
+    logits = torch.randn(50, 300)
+    targets = torch.randint(0, 300, (50,))
+    _, loss, _ = token_cross_entropy(logits.bfloat16(), targets)
+    torch.testing.assert_close(loss, cross_entropy(logits.bfloat16().float(), targets, reduction="none"))
+
+
+def test_shapes_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match="expected"):
+        token_cross_entropy(torch.zeros(3, 4), torch.zeros(2, dtype=torch.long))
+
+
+def test_sums_by_hand():
+    sums = TokenSums(4)
+    targets = torch.tensor([1, 1, 3, IGNORE_INDEX])
+    sums.add(targets, torch.tensor([0.5, 1.5, 2.0, 99.0]), torch.tensor([True, False, True, True]))
+    sums.add(targets[:1], torch.tensor([1.0]), torch.tensor([True]))
+    assert sums.read().tolist() == [[0, 0, 0], [3, 3.0, 2], [0, 0, 0], [1, 2.0, 1]]
+
+
+def test_sums_stay_exact_at_large_counts():
+    sums = TokenSums(1)
+    sums.values[0] = torch.tensor([1e9, 1e9 + 0.1, 0.0], dtype=torch.float64)
+    sums.add(torch.tensor([0]), torch.tensor([0.25]), torch.tensor([True]))
+    assert sums.read()[0].tolist() == [1e9 + 1, pytest.approx(1e9 + 0.35, abs=1e-6), 1]
+
+
+def test_recording_leaves_the_models_loss_as_it_was():
+    model = build_model("qwen2-tiny", 300, 16, seed=0)
+    ids = torch.randint(0, 300, (2, 16))
+    plain = model(input_ids=ids, labels=ids).loss
+    sums = TokenSums(300)
+    model.train()
+    with record_token_loss(model, sums):
+        recorded = model(input_ids=ids, labels=ids).loss
+    torch.testing.assert_close(recorded, plain)
+    torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, plain)  # the model's own loss is back
+    assert sums.read()[:, 0].sum() == 2 * 15
+    assert sums.read()[:, 1].sum() / 30 == pytest.approx(float(plain), rel=1e-5)
+
+
+def test_nothing_is_recorded_in_evaluation():
+    model, sums = build_model("qwen2-tiny", 300, 16, seed=0).eval(), TokenSums(300)
+    with record_token_loss(model, sums):
+        model(input_ids=torch.zeros(1, 4, dtype=torch.long), labels=torch.zeros(1, 4, dtype=torch.long))
+    assert not sums.read().any()

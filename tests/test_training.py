@@ -1,0 +1,184 @@
+"""Training and evaluation: what is recorded is what was trained; seeds; interruption; invariances."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fairlm_utils import evaluation, metrics, runs, tokenization, training
+from fairlm_utils.token_loss import TokenSums, shifted_targets
+
+
+def weights(run):
+    return load_file(run / "model" / "model.safetensors")
+
+
+def same_run(a, b) -> bool:
+    wa, wb = weights(a), weights(b)
+    curves = all(np.array_equal(x, y) for x, y in zip(training.load_curves(a), training.load_curves(b), strict=True))
+    return curves and wa.keys() == wb.keys() and all(torch.equal(wa[k], wb[k]) for k in wa)
+
+
+@pytest.fixture(scope="module")
+def run(miniature):
+    return evaluation.evaluate(miniature())
+
+
+def test_a_run_keeps_its_parameters_and_origin(run, miniature):
+    assert runs.read_json(run / "params.json")["weight_decay"] == 0.1
+    provenance = runs.read_json(run / "provenance.json")
+    assert provenance["packages"]["torch"] and provenance["corpus"]["fingerprint"] and provenance["n_threads"] == 1
+    assert not (run / "checkpoints").exists()
+    names = {p.name for p in (run / "model").iterdir()}
+    assert {"model.safetensors", "tokenizer.json"} <= names and not [n for n in names if n.endswith((".bin", ".pt", ".pkl"))]
+
+
+def test_recorded_counts_are_the_targets_trained_on(run, miniature):
+    p = miniature()
+    data = training.training_blocks(p, tokenization.tokenize_corpus(p))
+    steps, counts, loss_sums, correct = training.load_curves(run)
+    assert steps.tolist() == [4, 8, 12]
+    n = tokenization.target_counts(data.labels.numpy(), counts.shape[1])
+    # 12 steps of 8 blocks are 4 epochs of 24 blocks: every target is seen exactly 4 times
+    assert np.array_equal(counts.sum(0), 4 * n) and (correct <= counts).all() and (loss_sums[counts == 0] == 0).all()
+    assert loss_sums[0].sum() / counts[0].sum() == pytest.approx(np.log(counts.shape[1]), rel=0.1)
+
+
+def test_the_average_of_the_table_is_the_models_own_loss(run, miniature):
+    p = miniature()
+    model = evaluation.load_model(run / "model", 0)
+    data = training.training_blocks(p, tokenization.tokenize_corpus(p))
+    with torch.inference_mode():
+        own = model(input_ids=data.input_ids, labels=data.labels).loss
+    table = evaluation.read_token_table(run, "training")
+    assert metrics.average_loss(table) == pytest.approx(float(own), rel=1e-5)
+    assert table["n_eval"].equals(table["n_train"])
+    saved = pd.read_csv(run / "tables" / "totals.csv").set_index("split")
+    assert saved.loc["training", "average_loss"] == pytest.approx(float(own), rel=1e-5)
+
+
+def test_batch_size_order_and_padding_leave_per_token_means_unchanged(run, miniature):
+    p = miniature()
+    model = evaluation.load_model(run / "model", 0)
+    corpus = tokenization.tokenize_corpus(p)
+    data = training.training_blocks(p, corpus)
+    reference = evaluation.token_sums(model, data, 64)
+    order = np.random.default_rng(0).permutation(len(data))
+    pad = corpus.tokenizer.pad_token_id
+    ids, labels = data.input_ids.numpy()[order], data.labels.numpy()[order]
+    wider = np.full((len(ids), 5), pad)
+    padded = training.Blocks(np.hstack([ids, wider]), np.hstack([labels, np.full_like(wider, -100)]), pad)
+    assert padded.attention_mask is not None
+    for changed in (evaluation.token_sums(model, data, 5), evaluation.token_sums(model, padded, 7)):
+        assert np.array_equal(changed[:, 0], reference[:, 0])
+        np.testing.assert_allclose(changed[:, 1], reference[:, 1], rtol=1e-4, atol=1e-4)
+
+
+def test_same_seed_same_bits_whatever_the_global_generator(miniature, run, tmp_path):
+    torch.manual_seed(123)
+    np.random.seed(5)
+    assert same_run(run, training.train(miniature(experiment="again")))
+
+
+def test_another_seed_or_weight_decay_gives_other_weights(miniature, run):
+    for change in ({"seed": 1}, {"weight_decay": 0.5}):
+        other = training.train(miniature(**change))
+        assert not torch.equal(weights(run)["model.embed_tokens.weight"], weights(other)["model.embed_tokens.weight"])
+
+
+def test_weight_decay_is_decoupled_from_the_gradient(miniature):
+    """One step of AdamW with λ differs from one without by the factor 1 − ηλ on the initial weights."""
+    p0, p1 = (miniature(steps=1, weight_decay=w, experiment="one-step") for w in (0.0, 2.0))
+    a, b = weights(training.train(p0)), weights(training.train(p1))
+    start = training.build_model(p0.model, a["model.embed_tokens.weight"].shape[0], p0.context, p0.seed).state_dict()
+    for name, w0 in a.items():
+        torch.testing.assert_close(b[name], w0 - p0.learning_rate * 2.0 * start[name], atol=1e-6, rtol=1e-4)
+
+
+def test_accumulated_batches_equal_one_large_batch(miniature):
+    large = training.train(miniature(experiment="accumulate", steps=3))
+    small = training.train(miniature(experiment="accumulate", steps=3, batch_size=4, gradient_accumulation_steps=2))
+    for x, y in zip(training.load_curves(large), training.load_curves(small), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3)
+    wa, wb = weights(large), weights(small)
+    assert max(float((wa[k] - wb[k]).abs().max()) for k in wa) < 1e-3
+
+
+def test_documents_that_are_padded_train_and_count_real_tokens_only(miniature):
+    p = miniature(packing=False, context=200, max_train_blocks=16, steps=2, experiment="padded")
+    run = evaluation.evaluate(p)
+    corpus = tokenization.tokenize_corpus(p)
+    data = training.training_blocks(p, corpus)
+    table = evaluation.read_token_table(run, "training")
+    assert table["n_eval"].sum() == int((shifted_targets(data.labels) != -100).sum()) < 16 * 199
+    assert table["n_eval"][corpus.tokenizer.pad_token_id] == 0
+
+
+def test_a_killed_run_continues_from_its_checkpoint_to_the_same_bits(miniature, tmp_path):
+    p = miniature(steps=40, checkpoint_steps=5, window_steps=7, experiment="killed")
+    whole = training.train(miniature(steps=40, window_steps=7, experiment="undisturbed"))
+    program = f"from fairlm_utils import training, params; training.train(params.EvaluationParams.check({p.model_dump()!r}))"
+    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ})
+    folder = runs.run_dir(p) / "checkpoints"
+    while process.poll() is None and not (folder / "checkpoint-10" / "complete.json").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (runs.run_dir(p) / "provenance.json").exists(), "the run ended before it was killed"
+    assert training.last_whole_checkpoint(folder) is not None
+    assert same_run(whole, training.train(p))
+
+
+def test_a_half_written_checkpoint_is_not_used(tmp_path):
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "complete.json").write_text("{}")
+    (tmp_path / "checkpoint-10").mkdir()
+    assert training.last_whole_checkpoint(tmp_path).name == "checkpoint-5"
+    assert not (tmp_path / "checkpoint-10").exists()
+
+
+def test_a_finished_run_is_not_trained_again(miniature, run, monkeypatch):
+    monkeypatch.setattr(training, "_train", lambda *_: pytest.fail("trained again"))
+    assert training.train(miniature()) == run
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
+    sums = TokenSums(4)
+    recorder = training.RecordTokenLoss(sums, window_steps=2)
+    recorder._close_window(2)
+    sums.add(torch.tensor([1]), torch.tensor([float("nan")]), torch.tensor([False]))
+    with pytest.raises(training.TrainingDiverged, match="between steps 2 and 4"):
+        recorder._close_window(4)
+
+
+def test_a_directory_with_other_parameters_is_refused(miniature):
+    p = miniature(experiment="foreign")
+    directory = runs.claim(p)
+    known = runs.read_json(directory / "params.json")
+    runs.write_json(directory / "params.json", {**known, "learning_rate": 1.0})
+    with pytest.raises(runs.RunError, match="learning_rate"):
+        training.train(p)
+
+
+def test_a_model_smaller_than_the_tokenizer_or_unreadable_is_refused(run, tmp_path):
+    with pytest.raises(runs.RunError, match="token types"):
+        evaluation.load_model(run / "model", 10**6)
+    with pytest.raises(runs.RunError, match="cannot be read"):
+        evaluation.load_model(tmp_path, 10)
+
+
+def test_derived_quantities_follow_from_the_parameters(miniature):
+    p = miniature(weight_decay=2.0, lr_schedule="linear", steps=10)
+    corpus = tokenization.tokenize_corpus(p)
+    model = training.build_model(p.model, len(corpus.tokenizer), p.context, 0)
+    table = training.derived_quantities(p, model, training.training_blocks(p, corpus)).set_index("quantity")["value"]
+    assert table["targets a step"] == str(8 * 15) and float(table["epochs"]) == pytest.approx(10 * 8 / 24, rel=1e-3)
+    # a linear schedule from η to 0 over T steps sums to η (T + 1) / 2
+    assert float(table["weights kept by decay alone, exp(−λ Σ lr)"]) == pytest.approx(np.exp(-2.0 * 3e-3 * 5.5), rel=1e-3)
