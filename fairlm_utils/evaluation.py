@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlm_utils import metrics, runs, training
@@ -28,7 +27,7 @@ def token_sums(model: PreTrainedModel, data: Dataset, batch_size: int, dtype: to
     was_training = model.training
     model.eval()
     with torch.inference_mode(), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        for batch in tqdm(DataLoader(data, batch_size=batch_size), desc="evaluating", unit="batch", leave=False):
+        for batch in runs.progress(DataLoader(data, batch_size=batch_size), desc="evaluating", unit="batch"):
             batch = {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
             targets = shifted_targets(batch.pop("labels"))
             logits = model(**batch, use_cache=False).logits

@@ -10,13 +10,16 @@ from typing import Any
 import pandas as pd
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen2Config
+from transformers.utils.logging import disable_progress_bar
 
 from fairlm_utils.params import ParameterError
+
+disable_progress_bar()  # of saving and loading, shorter than the line that announces them
 
 #: Sizes of Qwen2. The published ones tie input and output embeddings and use a RoPE base of 1e6, which are not the
 #: defaults of Qwen2Config; the tiny one keeps both.
 QWEN2_SIZES: dict[str, dict[str, Any]] = {
-    "qwen2-tiny": dict(hidden_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=256),
+    "qwen2-tiny": dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=256),
     "qwen2-0.5b": dict(hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864),
     "qwen2-1.5b": dict(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960),
 }

@@ -88,7 +88,7 @@ class TokenizationParams(CorpusParams):
     """Parameters of `01_tokenization`."""
 
     tokenizer: str = Field("bpe", description="bpe trains one on the corpus; else a Hub id or folder of a pre-trained one")
-    vocab_size: int = Field(2048, ge=1, description="types a trained BPE learns, to which 5 special tokens are added")
+    vocab_size: int = Field(1024, ge=1, description="types a trained BPE learns, to which 5 special tokens are added")
     pre_tokenizer: Literal["byte-level", "whitespace-punctuation"] = Field(
         "byte-level", description="byte-level, or whitespace-punctuation as in the paper's example"
     )
@@ -110,24 +110,24 @@ class TrainingParams(TokenizationParams):
     experiment: str = Field("quick", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the experiment, a folder of runs_dir")
     context: int = Field(64, ge=2, description="tokens a block")
     packing: bool = Field(True, description="documents joined and cut into full blocks; False cuts and pads each document to one block")
-    max_train_blocks: int = Field(512, ge=0, description="training blocks, 0 takes all")
-    max_heldout_blocks: int = Field(512, ge=0, description="held-out blocks evaluated, 0 takes all")
+    max_train_blocks: int = Field(192, ge=0, description="training blocks, 0 takes all")
+    max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")
     model: str = Field("qwen2-tiny", description="a name of fairlm_utils.models.REGISTRY, a config JSON file, or a Hub id")
     weight_decay: float = Field(0.1, ge=0, description="AdamW decoupled weight decay λ")
     decayed_parameters: Literal["all", "matrices"] = Field(
         "all", description="what λ acts on, all parameters or matrices only (embedding included, norm gains and biases not)"
     )
-    learning_rate: float = Field(3e-3, gt=0, description="peak AdamW learning rate")
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after warm-up")
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    learning_rate: float = Field(4e-3, gt=0, description="peak AdamW learning rate")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="learning rate after warm-up, linear and cosine fall to 0")
+    warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW β1")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW β2")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW ε")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is clipped to this, 0 does not clip")
     steps: int = Field(600, ge=1, description="optimiser steps")
-    batch_size: int = Field(32, ge=1, description="blocks a step on one device, before accumulation")
+    batch_size: int = Field(16, ge=1, description="blocks a step on one device, before accumulation")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed into one step")
-    window_steps: int = Field(50, ge=1, description="steps a window of the recorded learning curves")
+    window_steps: int = Field(36, ge=1, description="steps a window of the recorded learning curves")
     checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints, from which an interrupted run continues")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 parameters")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")

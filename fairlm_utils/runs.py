@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from tqdm.auto import tqdm
 
 from fairlm_utils.params import ParameterError, TrainingParams
 
@@ -43,6 +44,11 @@ class RunError(RuntimeError):
 def enter_project() -> None:
     """Make the project's root the working directory, so that relative paths mean the same wherever a notebook starts."""
     os.chdir(PROJECT)
+
+
+def progress(*arguments: Any, **options: Any) -> tqdm:
+    """A progress bar with time left that vanishes when it is done; TQDM_DISABLE=1 in the environment shows none."""
+    return tqdm(*arguments, leave=False, disable=os.environ.get("TQDM_DISABLE") == "1", **options)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fairlm_utils import runs
@@ -131,7 +130,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def _batches(documents: Sequence[str], description: str) -> Iterator[list[str]]:
     iterator = iter(documents)
-    with tqdm(total=len(documents), desc=description, unit="document", leave=False) as bar:
+    with runs.progress(total=len(documents), desc=description, unit="document") as bar:
         while batch := list(islice(iterator, _BATCH)):
             yield batch
             bar.update(len(batch))
@@ -232,26 +231,32 @@ def truncated(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> PreTrained
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), clean_up_tokenization_spaces=False, **SPECIAL_TOKENS)
 
 
-def low_frequency_shares(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], vocab_sizes: Sequence[int], share: float) -> pd.DataFrame:
+def low_frequency_shares(p: TokenizationParams, corpus: TokenizedCorpus, vocab_sizes: Sequence[int], share: float) -> pd.DataFrame:
     """Share of the vocabulary that is low-frequency, for BPE vocabularies of several sizes (Figure 2b).
 
     A type is low-frequency here if it lies outside the most frequent types that together cover `share` of the tokens
-    (below the 95th percentile of occurrences; a percentile of the types themselves would give the same share at every
-    size). Columns: vocab_size, n_tokens, low_frequency (share of the types that occur), below_100 (share of the
-    types that occur fewer than 100 times, for comparison).
+    (a percentile of the types' own counts would give the same share at every size). Columns: vocab_size, n_tokens,
+    low_frequency (share of the vocabulary), below_percentile (share at or below the 100·`share`-th percentile of the
+    counts of the largest vocabulary). The text is the training split, decoded from its ids, at most 5,000 documents of
+    it; kept in the corpus's cache, for it takes a while.
     """
-    rows = []
-    for size in vocab_sizes:
-        smaller = truncated(tokenizer, size)
+    cached = cache_dir(p) / "low_frequency_shares.json"
+    key = {"vocab_sizes": list(vocab_sizes), "share": share}
+    if cached.exists() and (found := runs.read_json(cached))["key"] == key:
+        return pd.DataFrame(found["rows"])
+    documents, rows, limit = _decoded(corpus, 5000), [], None
+    for size in sorted(vocab_sizes, reverse=True):
+        smaller = truncated(corpus.tokenizer, size)
         counts = token_counts(encode(smaller, documents)[0], len(smaller))
-        seen = counts[counts > 0]
-        rows.append(
-            {
-                "vocab_size": size,
-                "n_tokens": int(seen.sum()),
-                "low_frequency": 1 - types_to_cover(seen, share) / len(seen),
-                "below_100": float((seen < 100).mean()),
-            }
-        )
+        limit = np.percentile(counts[counts > 0], 100 * share) if limit is None else limit
+        low = {"low_frequency": 1 - types_to_cover(counts, share) / len(counts), "below_percentile": float((counts <= limit).mean())}
+        rows.insert(0, {"vocab_size": size, "n_tokens": int(counts.sum()), **low})
+    runs.write_json(cached, {"key": key, "rows": rows})
     return pd.DataFrame(rows)
+
+
+def _decoded(corpus: TokenizedCorpus, n: int) -> list[str]:
+    ends = np.append(corpus.train_starts[1:], len(corpus.train))[:n]
+    pairs = zip(corpus.train_starts[:n], ends - 1, strict=True)  # without the end-of-text token
+    return corpus.tokenizer.batch_decode([corpus.train[a:b].tolist() for a, b in pairs])
 

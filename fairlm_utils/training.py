@@ -15,8 +15,7 @@ import pandas as pd
 import torch
 from safetensors.numpy import load_file, save_file
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
 from fairlm_utils import runs
 from fairlm_utils.models import build_model, weight_decay_groups
@@ -118,7 +117,7 @@ class _Progress(TrainerCallback):
     """One progress bar over the steps, with time left; it vanishes when training ends."""
 
     def on_train_begin(self, args, state, control, **_):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", desc="training", leave=False)
+        self.bar = runs.progress(total=state.max_steps, initial=state.global_step, unit="step", desc="training")
 
     def on_step_end(self, args, state, control, **_):
         self.bar.update(state.global_step - self.bar.n)
@@ -152,7 +151,9 @@ def make_trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=device(p) != "cpu",
     )
-    return Trainer(model, args, train_dataset=data, optimizers=optimizer_and_schedule(p, groups), callbacks=callbacks)
+    trainer = Trainer(model, args, train_dataset=data, optimizers=optimizer_and_schedule(p, groups), callbacks=callbacks)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def device(p: TrainingParams) -> str:

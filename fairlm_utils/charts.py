@@ -1,0 +1,356 @@
+"""Pictures: functions of tidy, already aggregated tables that return an Altair chart.
+
+Importing this module enables one theme and one renderer: a chart is shown as an interactive Vega-Lite view in JupyterLab,
+without a network, and as a picture wherever notebooks are only displayed. Tables come from `metrics.over_seeds`: their
+columns `mean`, `low`, `high` are the mean over seeds and its Student-t interval. λ is weight decay; losses are in nats.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import vl_convert
+from PIL import Image
+
+WIDTH, HEIGHT = 320, 240
+SPLITS = ["training", "held-out"]
+#: Colours by λ, from dark to light in the order of λ: positions on the viridis scale, distinct for colour-blind readers.
+_VIRIDIS = ["#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#e8d51c"]
+_POSITIONS = [0.0, 0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 2.0]
+CLASS_COLOURS = {"low": "#d55e00", "high": "#0072b2"}
+MEASURE_COLOURS = {"token-balanced loss": "#d55e00", "average loss": "#0072b2"}
+
+
+@alt.theme.register("fairlm", enable=True)
+def _theme() -> alt.theme.ThemeConfig:
+    font = "system-ui, 'DejaVu Sans', sans-serif"
+    return {
+        "config": {
+            "font": font,
+            "background": "white",
+            "view": {"continuousWidth": WIDTH, "continuousHeight": HEIGHT, "stroke": "#d0d0d0"},
+            "axis": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal", "gridColor": "#ececec"},
+            "legend": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal", "symbolSize": 90},
+            "header": {"labelFontSize": 13, "titleFontSize": 13, "labelFontWeight": "bold"},
+            "title": {"fontSize": 15, "anchor": "start", "subtitleFontSize": 12, "subtitleColor": "#555555"},
+        }
+    }
+
+
+def _mimebundle(spec: dict[str, Any], scale: float = 2.0, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The chart as a Vega-Lite specification and as a picture with alternative text."""
+    image = Image.open(io.BytesIO(vl_convert.vegalite_to_png(json.dumps(spec), scale=scale)))
+    width, height = image.size
+    file = io.BytesIO()
+    image.convert("RGB").quantize(128).save(file, "PNG", optimize=True)  # a tenth of the bytes: notebooks stay light
+    alt_text = spec.get("description") or "chart"
+    # JupyterLab registers Vega-Lite 5; the charts here use nothing that version 6 changed
+    bundle = {"application/vnd.vegalite.v5+json": spec, "image/png": base64.b64encode(file.getvalue()).decode(), "text/plain": f"<chart: {alt_text}>"}
+    return bundle, {"image/png": {"width": round(width / scale), "height": round(height / scale), "alt": alt_text}}
+
+
+alt.renderers.register("fairlm", _mimebundle)
+alt.renderers.enable("fairlm")
+
+
+def weight_decay_colour(weight_decay: float) -> str:
+    """The colour of a weight decay λ, the same in every chart."""
+    place = float(np.interp(weight_decay, _POSITIONS, range(len(_POSITIONS))))
+    low = min(int(place), len(_VIRIDIS) - 2)
+    channels = ([int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in _VIRIDIS[low : low + 2])
+    return "#" + "".join(f"{round(a + (b - a) * (place - low)):02x}" for a, b in zip(*channels, strict=True))
+
+
+def _by_weight_decay(frame: pd.DataFrame) -> tuple[alt.Color, alt.Parameter, Any]:
+    """Colour by λ, a selection bound to its legend, and the opacity that follows it."""
+    values = sorted(frame["weight_decay"].unique())
+    labels = [f"{v:g}" for v in values]
+    colour = alt.Color(
+        "λ:N", sort=labels, scale=alt.Scale(domain=labels, range=[weight_decay_colour(v) for v in values]), title="weight decay λ"
+    )
+    chosen = alt.selection_point(fields=["λ"], bind="legend", name="chosen")
+    return colour, chosen, alt.condition(chosen, alt.value(1.0), alt.value(0.12))
+
+
+def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(λ=frame["weight_decay"].map("{:g}".format))
+
+
+def _facets(frame: pd.DataFrame) -> dict[str, Any]:
+    """Columns for the splits, training first, and rows for the models if there are several."""
+    present = [s for s in SPLITS if s in set(frame.get("split", []))]
+    facets: dict[str, Any] = {}
+    if present:
+        facets["column"] = alt.Column("split:N", sort=present, title=None)
+    if "model" in frame and frame["model"].nunique() > 1:
+        facets["row"] = alt.Row("model:N", title=None)
+    return facets
+
+
+def _finish(chart: Any, frame: pd.DataFrame, title: str, description: str, x: str = "shared", y: str = "shared") -> Any:
+    chart = chart.properties(width=WIDTH, height=HEIGHT, data=frame)
+    if facets := _facets(frame):
+        chart = chart.facet(**facets).resolve_scale(x=x, y=y)
+    return chart.properties(title=title, description=description)
+
+
+def _interval_over_seeds(base: alt.Chart, y: str = "low:Q") -> alt.Chart:
+    return base.mark_rule(strokeWidth=1.5, opacity=0.7).encode(y=y, y2="high:Q")
+
+
+def _y(title: str) -> alt.Y:
+    return alt.Y("mean:Q", title=title, scale=alt.Scale(zero=True))
+
+
+def _against_weight_decay(frame: pd.DataFrame, group: str, colours: dict[str, str], y_title: str) -> alt.LayerChart:
+    """One curve a group against λ, with intervals over seeds; λ on evenly spaced positions, since 0 has no logarithm."""
+    frame = _labelled(frame)
+    order = [f"{v:g}" for v in sorted(frame["weight_decay"].unique())]
+    base = alt.Chart().encode(
+        x=alt.X("λ:O", sort=order, title="weight decay λ (evenly spaced)", axis=alt.Axis(labelAngle=0)),
+        color=alt.Color(f"{group}:N", sort=list(colours), scale=alt.Scale(domain=list(colours), range=list(colours.values()))).title(
+            group.replace("_", " ")
+        ),
+        tooltip=["λ", alt.Tooltip(f"{group}:N"), *_statistics()],
+    )
+    line = base.mark_line(strokeWidth=2).encode(y=_y(y_title))
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(y="mean:Q", shape=alt.Shape(f"{group}:N", sort=list(colours)))
+    return alt.layer(line, _interval_over_seeds(base), points)
+
+
+def _statistics() -> list[alt.Tooltip]:
+    titles = {"mean": "mean over seeds", "low": "interval from", "high": "to"}
+    return [*(alt.Tooltip(f"{k}:Q", title=v, format=".4f") for k, v in titles.items()), alt.Tooltip("n_seeds:Q", title="seeds")]
+
+
+def figure_1(classes: pd.DataFrame) -> alt.Chart:
+    """Figure 1: loss (y, nats, mean over the types of a class) against λ (x), low- and high-frequency types.
+
+    `classes`: weight_decay, split, frequency_class and the columns of `over_seeds`; model if there are several.
+    """
+    chart = _against_weight_decay(classes, "frequency_class", CLASS_COLOURS, "loss (nats, mean over types)")
+    return _finish(
+        chart, _labelled(classes), "Loss of low- and high-frequency types against weight decay", "Line chart of the mean loss of low-frequency and "
+        "of high-frequency token types against weight decay, training and held-out text, with intervals over seeds", y="independent",
+    )  # fmt: skip
+
+
+def figure_3(totals: pd.DataFrame) -> alt.Chart:
+    """Figure 3: average and token-balanced loss (y, nats) against λ (x). Column `measure` names the two."""
+    chart = _against_weight_decay(totals, "measure", MEASURE_COLOURS, "loss (nats)")
+    return _finish(
+        chart, _labelled(totals), "Average and token-balanced loss against weight decay", "Line chart of the average loss over tokens and of the "
+        "token-balanced loss over types against weight decay, training and held-out text, with intervals over seeds", y="independent",
+    )  # fmt: skip
+
+
+def by_bin(bins: pd.DataFrame, y_title: str = "loss (nats, mean over types)") -> alt.Chart:
+    """Figures 4 and 5: a value (y, `y_title`) by frequency bin of the training count n_v (x), one curve a λ.
+
+    `bins`: weight_decay, split, bin, bin_low and the columns of `over_seeds`. A click in the legend shows one λ.
+    """
+    frame = _labelled(bins)
+    order = frame.sort_values("bin_low")["bin"].unique().tolist()
+    colour, chosen, opacity = _by_weight_decay(frame)
+    base = alt.Chart().encode(
+        x=alt.X("bin:O", sort=order, title="training count n_v of the type (powers of 3)", axis=alt.Axis(labelAngle=-40)),
+        color=colour,
+        opacity=opacity,
+        tooltip=[alt.Tooltip("bin:O", title="training count"), "λ", *_statistics()],
+    )
+    line = base.mark_line(strokeWidth=2).encode(y=_y(y_title))
+    points = base.mark_point(filled=True, size=45).encode(y="mean:Q").add_params(chosen)
+    name = y_title.split(" (")[0]
+    return _finish(
+        alt.layer(line, _interval_over_seeds(base), points), frame, f"{name.capitalize()} by frequency of the type",
+        f"Line chart of the {name} by frequency bin of the token type, one curve a weight decay, with intervals over seeds", y="independent",
+    )  # fmt: skip
+
+
+def learning_curves(curves: pd.DataFrame, n_bins: int = 4) -> alt.Chart:
+    """Loss in the training stream (y, nats, mean over types) against step (x), a panel a frequency bin, a line a λ.
+
+    Shows `n_bins` bins from the rarest to the most frequent.
+    """
+    lows = np.sort(curves["bin_low"].unique())
+    lows = lows[np.unique(np.linspace(0, len(lows) - 1, n_bins).round().astype(int))]
+    frame = _labelled(curves[curves["bin_low"].isin(lows)])
+    if "model" in frame and frame["model"].nunique() > 1:
+        frame = frame.assign(panel=frame["model"] + ", n_v " + frame["bin"])
+    else:
+        frame = frame.assign(panel="n_v " + frame["bin"])
+    colour, chosen, opacity = _by_weight_decay(frame)
+    chart = (
+        alt.Chart(frame)
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("step:Q", title="step"),
+            y=_y("training loss (nats)"),
+            color=colour,
+            opacity=opacity,
+            tooltip=["panel:N", "λ", "step:Q", *_statistics()],
+        )
+        .add_params(chosen)
+        .properties(width=150, height=180)
+    )
+    panels = frame.sort_values("bin_low")["panel"].unique().tolist()
+    return chart.facet(alt.Facet("panel:N", sort=panels, title=None), columns=4).properties(
+        title="Learning curves by frequency of the type",
+        description="Line charts of the training loss against the step, one panel a frequency bin, one line a weight decay",
+    )
+
+
+def rank_frequency(frame: pd.DataFrame, percentiles: pd.DataFrame) -> alt.Chart:
+    """Figure 2a: occurrences of a type (y, log) against its rank (x, log), with marks at percentiles of the counts.
+
+    `frame`: rank, count. `percentiles`: percentile, count.
+    """
+    y = alt.Y("count:Q", scale=alt.Scale(type="log"), title="occurrences of the type")
+    x = alt.X("rank:Q", scale=alt.Scale(type="log"), title="rank of the type")
+    line = alt.Chart(frame).mark_line(strokeWidth=2.5, color="#0072b2").encode(x=x, y=y, tooltip=["rank:Q", "count:Q"])
+    marked = percentiles.assign(label=percentiles["percentile"].map("{:g}th percentile".format))
+    rules = alt.Chart(marked).mark_rule(strokeDash=[4, 4], color="#d55e00").encode(y="count:Q", tooltip=["label:N", "count:Q"])
+    text = alt.Chart(marked).mark_text(align="right", dy=-6, dx=-4, color="#b04a00").encode(
+        y="count:Q", x=alt.value(2 * WIDTH), text="label:N"
+    )
+    return alt.layer(line, rules, text).properties(
+        width=2 * WIDTH, height=HEIGHT, title="Rank and frequency of the vocabulary",
+        description="Log-log line of the occurrences of token types against their rank, with percentiles of the counts marked",
+    )  # fmt: skip
+
+
+def coverage(frame: pd.DataFrame) -> alt.Chart:
+    """Share of tokens covered (y) by the most frequent share of the types (x, log). Columns top_share, coverage, source."""
+    colours = {"measured": "#0072b2", "the paper's claim": "#d55e00"}
+    base = alt.Chart(frame).encode(
+        x=alt.X("top_share:Q", scale=alt.Scale(type="log"), title="most frequent share of the types", axis=alt.Axis(format="~%")),
+        y=alt.Y("coverage:Q", title="share of tokens covered", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+        color=alt.Color("source:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), title=None),
+        tooltip=[alt.Tooltip("top_share:Q", format=".3%"), alt.Tooltip("coverage:Q", format=".1%"), "source:N"],
+    )
+    measured = base.transform_filter("datum.source == 'measured'").mark_line(point=True, strokeWidth=2)
+    claimed = base.transform_filter("datum.source != 'measured'").mark_point(size=140, filled=True, shape="diamond")
+    return alt.layer(measured, claimed).properties(
+        width=2 * WIDTH, height=HEIGHT, title="Share of tokens covered by the most frequent types",
+        description="Line of the share of tokens covered against the most frequent share of types, with the point the paper claims",
+    )  # fmt: skip
+
+
+def low_frequency_share(frame: pd.DataFrame) -> alt.Chart:
+    """Figure 2b: share of the types that are low-frequency (y) against vocabulary size (x). Columns vocab_size, share, definition."""
+    return (
+        alt.Chart(frame)
+        .mark_line(point=alt.OverlayMarkDef(size=60), strokeWidth=2)
+        .encode(
+            x=alt.X("vocab_size:Q", title="vocabulary size (types)", scale=alt.Scale(type="log", nice=False)),
+            y=alt.Y("share:Q", title="share of types that are low-frequency", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
+            color=alt.Color("definition:N", scale=alt.Scale(range=["#0072b2", "#d55e00", "#009e73"]), title="low-frequency"),
+            strokeDash=alt.StrokeDash("definition:N", title="low-frequency"),
+            tooltip=["vocab_size:Q", alt.Tooltip("share:Q", format=".1%"), "definition:N"],
+        )
+        .configure_legend(labelLimit=400)
+        .properties(
+            width=1.4 * WIDTH, height=HEIGHT, title="Low-frequency types against vocabulary size",
+            description="Line of the share of low-frequency token types against the size of the vocabulary",
+        )
+    )  # fmt: skip
+
+
+def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int = 92) -> alt.LayerChart:
+    """Figure 2a, right: an example document, its tokens in the order of reading, coloured by frequency class.
+
+    `tokens` are decoded strings, `classes` "low" or "high" of the same length; lines break at `columns` characters.
+    """
+    rows, x, y = [], 0, 0
+    for token, name in zip(tokens, classes, strict=True):
+        text = token.replace("\n", "⏎").replace("\t", " ").replace(" ", "\u00a0")  # plain spaces at the ends are trimmed
+        if x + len(text) > columns and x:
+            x, y = 0, y + 1
+        rows.append({"x": x, "end": x + len(text), "y": y, "text": text, "frequency class": name})
+        x = 0 if "\n" in token else x + len(text)
+        y += "\n" in token
+    frame = pd.DataFrame(rows)
+    base = alt.Chart(frame).encode(
+        x=alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, columns + 2], nice=False)), y=alt.Y("y:O", axis=None),
+        tooltip=["text:N", "frequency class:N"],
+    )  # fmt: skip
+    box = base.mark_bar(opacity=0.28, stroke="white", strokeWidth=1).encode(
+        x2="end:Q",
+        color=alt.Color("frequency class:N", scale=alt.Scale(domain=list(CLASS_COLOURS), range=list(CLASS_COLOURS.values()))),
+    )
+    letters = base.mark_text(align="left", font="DejaVu Sans Mono, monospace", fontSize=11, color="#202020").encode(text="text:N")
+    return alt.layer(box, letters).properties(
+        width=(columns + 2) * 6.65, height=alt.Step(20), title="An example document",
+        description="The beginning of a document with every token shaded by whether its type is low- or high-frequency",
+    )  # fmt: skip
+
+
+def hurt_tokens(frame: pd.DataFrame) -> alt.Chart:
+    """Loss (x, nats) of single token types (y), in the order given. Columns token, token_id, n_train, loss."""
+    frame = frame.assign(name=[f"{t!r} · {n:,}×" for t, n in zip(frame["token"], frame["n_train"], strict=True)])
+    return (
+        alt.Chart(frame)
+        .mark_bar(color="#0072b2")
+        .encode(
+            x=alt.X("loss:Q", title="loss (nats)"),
+            y=alt.Y("token_id:N", sort=frame["token_id"].tolist(), title="token type and its training count", axis=None),
+            tooltip=["name:N", alt.Tooltip("loss:Q", format=".4f"), alt.Tooltip("accuracy:Q", format=".3f")],
+        )
+        + alt.Chart(frame).mark_text(align="right", dx=-6, fontSize=11).encode(
+            x=alt.value(0), y=alt.Y("token_id:N", sort=frame["token_id"].tolist(), axis=None), text="name:N"
+        )
+    ).properties(
+        width=1.3 * WIDTH, height=alt.Step(17), title={"text": "Loss of single token types", "offset": 10}, padding={"left": 190, "right": 10, "top": 10, "bottom": 10},
+        description="Bars of the loss of the most and the least hurt token types, with their training counts",
+    )  # fmt: skip
+
+
+def _log(field: str, title: str) -> dict[str, Any]:
+    return {"shorthand": field, "title": title, "scale": alt.Scale(type="log", nice=False), "axis": alt.Axis(format="~g")}
+
+
+def theory_loss(frame: pd.DataFrame, thresholds: pd.DataFrame) -> alt.HConcatChart:
+    """Section 5: loss of a class (left, nats) and its derivative in λ (right) against its samples n_k (x), one curve a λ.
+
+    `frame`: n_k, weight_decay, loss, derivative. `thresholds`: weight_decay, n_k below which a class collapses (dashed).
+    """
+    frame, thresholds = _labelled(frame), _labelled(thresholds)
+    colour, chosen, opacity = _by_weight_decay(frame)
+    colour = colour.title("λ_W = λ_H")
+    base = alt.Chart(frame).mark_line(strokeWidth=2).encode(
+        x=alt.X(**_log("n_k:Q", "samples of the class n_k")), color=colour, opacity=opacity,
+        tooltip=["n_k:Q", "λ", alt.Tooltip("loss:Q", format=".4f"), alt.Tooltip("derivative:Q", format=".4g")],
+    )  # fmt: skip
+    rules = alt.Chart(thresholds).mark_rule(strokeDash=[4, 4]).encode(x="n_k:Q", color=colour, opacity=opacity)
+    left = alt.layer(base.encode(y=alt.Y(**_log("loss:Q", "loss of the class (nats)"))).add_params(chosen), rules)
+    right = base.transform_filter("datum.derivative > 0").encode(y=alt.Y(**_log("derivative:Q", "dℓ_k/dλ (nats per unit of λ)")))
+    return alt.hconcat(left.properties(width=WIDTH, height=HEIGHT), right.properties(width=WIDTH, height=HEIGHT)).properties(
+        title="The theory: loss of a class and how fast it rises with λ",
+        description="Log-log lines of the loss of a class and of its derivative against its number of samples, one a weight decay",
+    )
+
+
+def theory_fit(frame: pd.DataFrame) -> alt.FacetChart:
+    """Measured loss by frequency bin (points, nats) with the theory's fitted curve (line) against n_k, a panel a λ.
+
+    `frame`: n_k, weight_decay, measured, fitted; model if there are several.
+    """
+    frame = _labelled(frame).assign(panel=lambda f: "λ = " + f["λ"])
+    base = alt.Chart().encode(x=alt.X(**_log("n_k:Q", "mean training count of the bin")))
+    tooltip = ["n_k:Q", "λ", alt.Tooltip("measured:Q", format=".4f"), alt.Tooltip("fitted:Q", format=".4f")]
+    y = alt.Y("fitted:Q", title="training loss (nats)", scale=alt.Scale(zero=True))
+    line = base.mark_line(color="#d55e00", strokeWidth=2).encode(y=y)
+    points = base.mark_point(filled=True, size=50, color="#0072b2").encode(y=alt.Y("measured:Q"), tooltip=tooltip)
+    layered = alt.layer(line, points, data=frame).properties(width=190, height=170)
+    panels = frame.sort_values("weight_decay")["panel"].unique().tolist()
+    return layered.facet(alt.Facet("panel:N", sort=panels, title=None), columns=4).resolve_scale(y="independent").properties(
+        title="Measured loss by frequency (points) and the theory's fitted curve (line)",
+        description="Points of the measured training loss by frequency bin and the line of the fitted theory, one panel a weight decay",
+    )  # fmt: skip

@@ -1,0 +1,219 @@
+"""The unconstrained-features model of weight decay under class imbalance: closed form, numerical minimum, fit.
+
+Classes k = 1…K (token types), n_k samples of class k, N = Σ n_k. The last layer's features h_{k,i} ∈ R^d are free,
+non-negative parameters beside the classifier W ∈ R^{K×d} (no bias), and d ≥ K:
+
+    min_{W, H ≥ 0}  (1/N) Σ_k Σ_i CE(W h_{k,i}, k)  +  (λ_W/2) ‖W‖²  +  (λ_H/2) ‖H‖²
+
+Sources: the paper, Section 5 (arXiv 2410.11985), after Dang et al., *Neural Collapse for Cross-entropy Class-Imbalanced
+Learning with Unconstrained ReLU Feature Model* (arXiv 2401.02058). Losses are in nats. `weight_decay` is λ_W, and λ_H
+too unless `weight_decay_h` is given: an L2 penalty of a mean loss, not AdamW's decoupled weight decay. `n_classes` and
+`n_samples` are K and N; left out, they are those of the counts given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize
+from scipy.special import log_softmax
+
+
+def wrong_class_probability(
+    counts: ArrayLike,
+    weight_decay: ArrayLike,
+    n_classes: int | None = None,
+    n_samples: float | None = None,
+    weight_decay_h: ArrayLike | None = None,
+) -> np.ndarray:
+    """Probability a class gives to the wrong classes at the global minimum: min(c_k, (K−1)/K).
+
+    c_k = N sqrt(λ_W λ_H (K−1) / (K n_k)): the minimum splits into one problem a class,
+    min_z (n_k/N) CE(z, k) + sqrt(λ_W λ_H n_k) ‖z‖, whose logits z are equal over the wrong classes (paper, Section 5;
+    Dang et al.). Raises ValueError for counts below 1 or λ not above 0.
+    """
+    n_k, k, n = _problem(counts, n_classes, n_samples)
+    return np.minimum(n * np.sqrt(_product(weight_decay, weight_decay_h) * (k - 1) / (k * n_k)), (k - 1) / k)
+
+
+def collapse_count(
+    weight_decay: ArrayLike, n_classes: int, n_samples: float, weight_decay_h: ArrayLike | None = None
+) -> np.ndarray:
+    """Largest n_k at which class k collapses (h_k = 0, loss log K): N² λ_W λ_H K/(K−1), where c_k = (K−1)/K (Section 5).
+
+    >>> round(float(collapse_count(0.01, 6, 185)), 3)
+    4.107
+    """
+    return n_samples**2 * _product(weight_decay, weight_decay_h) * n_classes / (n_classes - 1)
+
+
+def class_loss(
+    counts: ArrayLike,
+    weight_decay: ArrayLike,
+    n_classes: int | None = None,
+    n_samples: float | None = None,
+    weight_decay_h: ArrayLike | None = None,
+) -> np.ndarray:
+    """Loss of class k at the global minimum, in nats: −log(1 − c_k), and log K once the class has collapsed (Section 5).
+
+    For small c_k it is N sqrt(λ_W λ_H / n_k): slope −1/2 in log n_k.
+
+    >>> class_loss([100, 50, 20, 10, 4, 1], 1e-3).round(5).tolist()
+    [0.01703, 0.02417, 0.03849, 0.05488, 0.08822, 0.18498]
+    """
+    n_k, k, n = _problem(counts, n_classes, n_samples)
+    c_k = wrong_class_probability(n_k, weight_decay, k, n, weight_decay_h)
+    return np.where(n_k <= collapse_count(weight_decay, k, n, weight_decay_h), np.log(k), -np.log1p(-c_k))
+
+
+def class_loss_derivative(
+    counts: ArrayLike, weight_decay: ArrayLike, n_classes: int | None = None, n_samples: float | None = None
+) -> np.ndarray:
+    """dℓ_k/dλ at λ_W = λ_H = λ, in nats per unit of λ: (c_k/λ) / (1 − c_k), and 0 once the class has collapsed (Section 5).
+
+    It falls as n_k grows. At the threshold itself it is the derivative from the right, 0.
+
+    >>> class_loss_derivative([100, 84, 1], 1e-3).round(1).tolist()
+    [15.3, 16.8, 177.9]
+    """
+    n_k, k, n = _problem(counts, n_classes, n_samples)
+    c_k = wrong_class_probability(n_k, weight_decay, k, n)
+    return np.where(n_k <= collapse_count(weight_decay, k, n), 0.0, c_k / np.asarray(weight_decay) / (1 - c_k))
+
+
+def minimal_objective(counts: ArrayLike, weight_decay: float, weight_decay_h: float | None = None) -> float:
+    """Value of the objective at the closed form's minimum: Σ_k (n_k/N) ℓ_k + sqrt(λ_W λ_H n_k) ‖z_k‖, in nats.
+
+    ‖z_k‖ = sqrt((K−1)/K) log((K−1)(1−c_k)/c_k), 0 for a collapsed class: the logit margin at probability 1 − c_k.
+    """
+    n_k, k, n = _problem(counts, None, None)
+    c_k = wrong_class_probability(n_k, weight_decay, weight_decay_h=weight_decay_h)
+    norm = np.sqrt((k - 1) / k) * np.log((k - 1) * (1 - c_k) / c_k)
+    loss = class_loss(n_k, weight_decay, weight_decay_h=weight_decay_h)
+    return float(np.sum(n_k / n * loss + np.sqrt(_product(weight_decay, weight_decay_h) * n_k) * norm))
+
+
+def minimise_objective(
+    counts: ArrayLike, weight_decay: float, dim: int, seed: int = 0, n_starts: int = 8, weight_decay_h: float | None = None
+) -> np.ndarray:
+    """Loss of each class [K], in nats, at the best numerical minimum of the objective: L-BFGS-B in double precision.
+
+    One feature vector a class is enough: given W, each h_{k,i} minimises (1/N) CE(W h, k) + (λ_H/2) ‖h‖² over h ≥ 0,
+    a strictly convex problem that is the same for every i, so its unique solution is too. The class's terms then
+    count n_k times.
+
+    The problem is not convex in (W, H) jointly: from a random start a rare class often collapses that need not. So
+    there is one start with every class on an axis of its own, from which a class collapses only where its share of the
+    problem says so, and `n_starts` random ones drawn from `seed`, which assume nothing and may find a lower value.
+
+    Raises ValueError if d < K, a λ is not positive, a count is below 1, or there are fewer than two classes.
+    """
+    n_k, k, _ = _problem(counts, None, None)
+    if dim < k:
+        raise ValueError(f"dim = {dim} is below the number of classes ({k}); the theory needs d ≥ K: raise dim")
+    decay_h = weight_decay if weight_decay_h is None else weight_decay_h
+    _product(weight_decay, decay_h)
+    rng, shape = np.random.default_rng(seed), (k, dim)
+    one_axis_each = np.stack([np.eye(*shape)] * 2)
+    starts = [one_axis_each, *(np.stack([rng.normal(size=shape), rng.exponential(size=shape)]) for _ in range(n_starts))]
+    bounds = [(None, None)] * (k * dim) + [(0, None)] * (k * dim)
+    options = {"maxiter": 20_000, "maxfun": 40_000, "maxcor": 30, "ftol": 1e-16, "gtol": 1e-10}
+    arguments = (n_k, weight_decay, decay_h)
+    found = [
+        optimize.minimize(_objective, start.ravel(), arguments, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        for start in starts
+    ]
+    classifier, scaled = min(found, key=lambda result: result.fun).x.reshape(2, *shape)
+    return -np.diag(log_softmax(scaled @ classifier.T / np.sqrt(n_k)[:, None], axis=1))
+
+
+def _objective(x: np.ndarray, n_k: np.ndarray, weight_decay_w: float, weight_decay_h: float) -> tuple[float, np.ndarray]:
+    """Objective and gradient at x = (W, G) with g_k = sqrt(n_k) h_k, a scale on which all classes are penalised alike."""
+    classifier, scaled = x.reshape(2, len(n_k), -1)
+    root, share = np.sqrt(n_k)[:, None], n_k / n_k.sum()
+    log_p = log_softmax(scaled @ classifier.T / root, axis=1)
+    value = -share @ np.diag(log_p) + (weight_decay_w * np.sum(classifier**2) + weight_decay_h * np.sum(scaled**2)) / 2
+    slope = share[:, None] * (np.exp(log_p) - np.eye(len(n_k))) / root
+    gradient = np.stack([slope.T @ scaled + weight_decay_w * classifier, slope @ classifier + weight_decay_h * scaled])
+    return float(value), gradient.ravel()
+
+
+@dataclass(frozen=True)
+class WeightDecayFit:
+    """The theory's curve at the effective λ nearest to measured losses; R² is below 0 if a constant would fit better."""
+
+    weight_decay: float
+    r_squared: float
+    #: The theory's loss of every bin, and measured − fitted, in nats.
+    fitted: np.ndarray
+    residuals: np.ndarray
+
+
+def implied_weight_decay(counts: ArrayLike, losses: ArrayLike, n_classes: int, n_samples: float) -> np.ndarray:
+    """λ at which the theory gives class k exactly this loss: (1 − e^{−ℓ}) sqrt(K n_k / (K−1)) / N, Section 5 solved for λ.
+
+    Where the theory's shape holds it is the same in every class. A loss of log K or more gives the λ of the collapse.
+    """
+    n_k, k, n = _problem(counts, n_classes, n_samples)
+    losses = np.asarray(losses, dtype=np.float64)
+    if not np.all(losses > 0):
+        raise ValueError("losses must be positive, in nats; leave out bins without a measured loss")
+    return -np.expm1(-np.minimum(losses, np.log(k))) * np.sqrt(k * n_k / (k - 1)) / n
+
+
+def fit_weight_decay(counts: ArrayLike, losses: ArrayLike, n_classes: int, n_samples: float) -> WeightDecayFit:
+    """Least-squares fit, in nats, of the theory's loss to measured losses of frequency bins; one parameter, λ_W = λ_H.
+
+    `counts` [bins] mean n_k of a bin's types, `losses` [bins]. Every bin's theoretical loss rises with λ, so the best λ
+    lies between the smallest and the largest that single bins imply. Raises ValueError for fewer than 3 bins.
+    """
+    n_k, losses = (np.atleast_1d(np.asarray(a, dtype=np.float64)) for a in (counts, losses))
+    if n_k.shape != losses.shape or len(n_k) < 3:
+        raise ValueError(f"a fit needs at least 3 frequency bins with a count and a loss each, not {len(n_k)} and {len(losses)}")
+    implied = np.log(implied_weight_decay(n_k, losses, n_classes, n_samples))
+
+    def squares(log_decay: float) -> float:
+        return float(np.sum((losses - class_loss(n_k, np.exp(log_decay), n_classes, n_samples)) ** 2))
+
+    # past a collapse a bin stops to change, so that the sum may have several minima: a grid, then its best cell
+    grid = np.linspace(implied.min(), implied.max(), 257)
+    values = [squares(x) for x in grid]
+    near = int(np.argmin(values))
+    cell = grid[max(near - 1, 0)], grid[min(near + 1, len(grid) - 1)]
+    refined = optimize.minimize_scalar(squares, bounds=cell, method="bounded", options={"xatol": 1e-12})
+    decay = float(np.exp(refined.x if refined.fun < values[near] else grid[near]))
+    fitted = class_loss(n_k, decay, n_classes, n_samples)
+    spread = np.sum((losses - losses.mean()) ** 2)
+    r_squared = float(1 - np.sum((losses - fitted) ** 2) / spread) if spread > 0 else float("nan")
+    return WeightDecayFit(decay, r_squared, fitted, losses - fitted)
+
+
+def log_log_slope(counts: ArrayLike, losses: ArrayLike) -> float:
+    """Slope of log loss in log n_k by least squares; the theory's is −1/2 where c_k is small (Section 5).
+
+    >>> round(log_log_slope([1, 4, 100], [0.2, 0.1, 0.02]), 6)
+    -0.5
+    """
+    return float(np.polyfit(np.log(np.asarray(counts, dtype=np.float64)), np.log(np.asarray(losses, dtype=np.float64)), 1)[0])
+
+
+def _problem(counts: ArrayLike, n_classes: int | None, n_samples: float | None) -> tuple[np.ndarray, int, float]:
+    """n_k as float64, K and N; raises ValueError where the theory has no such problem."""
+    n_k = np.asarray(counts, dtype=np.float64)
+    if not np.all(n_k >= 1):
+        raise ValueError("every class needs at least one sample; leave out classes with a count below 1")
+    k, n = n_k.size if n_classes is None else n_classes, n_k.sum() if n_samples is None else n_samples
+    if k < 2:
+        raise ValueError(f"{k} class; the theory needs at least 2")
+    return n_k, k, n
+
+
+def _product(weight_decay: ArrayLike, weight_decay_h: ArrayLike | None) -> np.ndarray:
+    """λ_W λ_H; raises ValueError unless both are positive."""
+    w = np.asarray(weight_decay, dtype=np.float64)
+    h = w if weight_decay_h is None else np.asarray(weight_decay_h, dtype=np.float64)
+    if not (np.all(w > 0) and np.all(h > 0)):
+        raise ValueError("the theory needs λ > 0: without weight decay the objective has no minimum")
+    return w * h

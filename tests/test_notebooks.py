@@ -1,0 +1,77 @@
+"""Every committed notebook: executed in order, clean, tagged, and run by CI; a changed number makes CI red."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def code_cells(path):
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" and c.source.strip()]
+
+
+def test_every_notebook_is_run_by_ci():
+    makefile = (ROOT / "Makefile").read_text()
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "$(wildcard notebooks/*.ipynb)" in makefile and re.search(r"--nbval-lax.*\$\(NOTEBOOKS\)", makefile)
+    assert {p for p in ROOT.rglob("*.ipynb") if not {".venv", "runs", ".ipynb_checkpoints"} & set(p.parts)} == set(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_executed_in_order_with_clean_outputs(path):
+    cells = code_cells(path)
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell.outputs:
+            assert output.output_type != "error" and output.get("name") != "stderr", cell.source
+            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {}), cell.source
+    assert not re.search(r"/home/|/root/|/tmp/|/work/", path.read_text(encoding="utf-8")), "a path of a machine"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_keeps_to_its_form(path):
+    notebook = nbformat.read(path, as_version=4)
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and all(word in first.source for word in ("Question", "In the paper", "Scale", "2410.11985"))
+    assert "parameters" in notebook.cells[1].metadata.tags
+    assert all(len(c.source.splitlines()) <= 15 for c in code_cells(path) if "parameters" not in c.metadata.get("tags", []))
+    charts = [o for c in code_cells(path) for o in c.outputs if "application/vnd.vegalite.v5+json" in o.get("data", {})]
+    assert charts and all(o.data["image/png"] and o.metadata["image/png"]["alt"] for o in charts)
+    assert any("nbval-check-output" in c.metadata.get("tags", []) for c in code_cells(path))
+    assert path.stat().st_size < 1_000_000
+
+
+def test_a_changed_number_makes_ci_red(tmp_path):
+    """One digit changed in a checked output of the theory notebook is found by the command that CI runs."""
+    notebook = nbformat.read(ROOT / "notebooks" / "05_theory.ipynb", as_version=4)
+    cells = [c for c in notebook.cells if "nbval-check-output" in c.metadata.get("tags", [])]
+    table = next(o for o in cells[0].outputs if "data" in o)
+    assert "0.1850" in table.data["text/plain"]
+    table.data["text/plain"] = table.data["text/plain"].replace("0.1850", "0.1851")
+    notebook.cells = notebook.cells[: notebook.cells.index(cells[0]) + 1]
+    changed = ROOT / "notebooks" / ".changed.ipynb"  # beside the others, for their conftest.py
+    changed.write_text(nbformat.writes(notebook))
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", str(changed)]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, check=False)
+    finally:
+        changed.unlink()
+    assert found.returncode == 1 and "0.1851" in found.stdout, found.stdout[-2000:]
+
+
+def test_committed_results_say_where_they_come_from():
+    folders = [p.parent for p in (ROOT / "results").glob("*/experiment.json")]
+    assert folders
+    for folder in folders:
+        known = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
+        assert known["provenance"]["command"].startswith("make results") and known["provenance"]["n_runs"] > 1
+        assert all(re.fullmatch(r"[0-9a-f]{12}", commit) for commit in known["provenance"]["git_commits"]), "made from uncommitted code"
+        assert (ROOT / "params" / f"{known['params']['experiment']}.yaml").exists()

@@ -1,0 +1,96 @@
+"""Grids and the whole pipeline in miniature, through papermill."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from fairlm_utils import params, reproduce, runs, sweep
+from fairlm_utils.sweep import Outcome
+
+
+@pytest.fixture(scope="module")
+def experiment(miniature, session_runs, tmp_path_factory):
+    """An experiment file of four runs of a second each."""
+    values = miniature(experiment="pipeline", steps=6, window_steps=2).model_dump()
+    values |= {"weight_decay": [0.0, 1.0], "seed": [0, 1]}
+    path = tmp_path_factory.mktemp("params") / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(experiment):
+    return reproduce.reproduce(experiment)
+
+
+def test_the_pipeline_ends_with_a_report_that_needs_no_network(report, experiment):
+    page = report.read_text(encoding="utf-8")
+    assert "Table 1" in page and "reproduced" in page
+    pages = list(report.parent.glob("*.html"))
+    assert len(pages) == 1 + 3 + 4  # index; notebooks 01, 04, 05; 02 and 03 of the least and the most decayed run
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        assert "<script src=" not in text and 'src="http' not in text and "import(" not in text and "@import" not in text, path.name
+    figures = next(p for p in pages if "04" in p.name).read_text(encoding="utf-8")
+    assert figures.count("data:image/png;base64") >= 5 and "<math" in figures and 'alt="Line chart' in figures
+
+
+def test_all_runs_are_finished_once_with_their_executed_notebooks(report, experiment):
+    points = params.expand(params.read(experiment))
+    folder = runs.run_dir(points[0]).parent
+    assert {d.name for d in runs.finished_runs(folder)} == {p.run_id() for p in points}
+    for p in points:
+        notebook = nbformat.read(runs.run_dir(p) / "03_evaluation.ipynb", as_version=4)
+        injected = next(c.source for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", []))
+        assert f"weight_decay = {p.weight_decay}" in injected and f"seed = {p.seed}" in injected
+
+
+def test_running_again_reuses_everything(report, experiment, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "run_notebook", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr(reproduce, "run_notebook", lambda *_: pytest.fail("ran again"))
+    assert reproduce.reproduce(experiment) == report
+    out = capsys.readouterr().out
+    assert "4 reused" in out and out.count("done before") == 3
+
+
+def test_results_are_written_for_committing(report, experiment, tmp_path):
+    reproduce.reproduce(experiment, save_results=str(tmp_path / "r"))
+    provenance = json.loads((tmp_path / "r" / "experiment.json").read_text())["provenance"]
+    assert provenance["n_runs"] == 4 and "make results" in provenance["command"]
+    assert len(runs.load_results(tmp_path / "r").totals) == 8
+
+
+def test_a_failed_run_is_reported_with_its_notebook_and_the_others_finish(miniature, monkeypatch, capsys):
+    good, bad = miniature(experiment="fails", steps=2, window_steps=2), miniature(experiment="fails", steps=2, window_steps=2, seed=1)
+    directory = runs.claim(bad)
+    known = runs.read_json(directory / "params.json")
+    runs.write_json(directory / "params.json", {**known, "adam_beta1": 0.5})  # as if another run had been there
+    outcomes = {o.run_id: o for o in sweep.sweep([good, bad], retries=0)}
+    assert outcomes[good.run_id()].status == "finished"
+    failed = outcomes[bad.run_id()]
+    assert failed.status == "failed" and "adam_beta1" in failed.error and Path(failed.notebook).exists()
+    sweep.report_outcomes(list(outcomes.values()))
+    assert failed.notebook in capsys.readouterr().err
+
+
+def test_bad_files_end_in_one_clear_error_before_anything_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "run_notebook", lambda *_: pytest.fail("something ran"))
+    path = tmp_path / "bad.yaml"
+    for text, said in (
+        ("wieght_decay: 0.1", "did you mean weight_decay"),
+        ("model: qwen9-tiny", "neither a known name"),
+        ("weight_decay: 1e-1", "write 0.1"),
+        ("context: 100000", "longer than"),
+    ):
+        path.write_text(text)
+        assert reproduce.main([str(path)]) == 2
+        assert said in capsys.readouterr().err
+    assert sweep.main([str(tmp_path / "nowhere.yaml")]) == 2
+
+
+def test_outcomes_are_counted(capsys):
+    sweep.report_outcomes([Outcome("a", "finished"), Outcome("b", "finished"), Outcome("c", "reused")])
+    assert "2 finished, 1 reused" in capsys.readouterr().out
