@@ -1,6 +1,7 @@
 # Every target sets up what it needs: a virtual environment in .venv with the tested versions.
 PYTHON ?= python3
 PARAMS ?= params/quick.yaml
+SET ?=
 BIN := .venv/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -11,6 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PARAMS=params/FILE.yaml chooses the experiment of reproduce and results (default $(PARAMS))"
+	@echo "  SET='-p NAME VALUE' sets a parameter over the file, e.g. SET='-p corpus_path ../imdb'"
 
 setup: .venv/installed ## make .venv and install requirements.txt, in the versions of requirements.lock
 
@@ -21,10 +23,10 @@ setup: .venv/installed ## make .venv and install requirements.txt, in the versio
 	touch $@
 
 reproduce: setup ## run all notebooks on PARAMS: table, verdicts and an HTML report; run again to continue
-	$(BIN)/python -m fairlm_utils.reproduce $(PARAMS)
+	$(BIN)/python -m fairlm_utils.reproduce $(PARAMS) $(SET)
 
 results: setup ## as reproduce, and write the small tables to results/, to be committed
-	$(BIN)/python -m fairlm_utils.reproduce $(PARAMS) --save-results results/$(basename $(notdir $(PARAMS)))
+	$(BIN)/python -m fairlm_utils.reproduce $(PARAMS) $(SET) --save-results results/$(basename $(notdir $(PARAMS)))
 
 test: setup ## unit tests, then nbval over every notebook
 	$(BIN)/python -m pytest tests fairlm_utils

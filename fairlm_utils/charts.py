@@ -44,16 +44,25 @@ def _theme() -> alt.theme.ThemeConfig:
     }
 
 
-def _mimebundle(spec: dict[str, Any], scale: float = 2.0, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The chart as a Vega-Lite specification and as a picture with alternative text."""
+def png(chart: Any, scale: float = 2.0) -> tuple[bytes, int, int]:
+    """A chart, or its specification, as the bytes of a PNG, with the width and height at which to show it in pixels."""
+    spec = chart if isinstance(chart, dict) else chart.to_dict()
     image = Image.open(io.BytesIO(vl_convert.vegalite_to_png(json.dumps(spec), scale=scale)))
-    width, height = image.size
     file = io.BytesIO()
     image.convert("RGB").quantize(128).save(file, "PNG", optimize=True)  # a tenth of the bytes: notebooks stay light
+    return file.getvalue(), round(image.width / scale), round(image.height / scale)
+
+
+def _mimebundle(spec: dict[str, Any], **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The chart as a Vega-Lite specification and as a picture with alternative text."""
+    picture, width, height = png(spec)
     alt_text = spec.get("description") or "chart"
-    # JupyterLab registers Vega-Lite 5; the charts here use nothing that version 6 changed
-    bundle = {"application/vnd.vegalite.v5+json": spec, "image/png": base64.b64encode(file.getvalue()).decode(), "text/plain": f"<chart: {alt_text}>"}
-    return bundle, {"image/png": {"width": round(width / scale), "height": round(height / scale), "alt": alt_text}}
+    bundle = {
+        "application/vnd.vegalite.v5+json": spec,  # JupyterLab registers version 5; nothing used here differs in 6
+        "image/png": base64.b64encode(picture).decode(),
+        "text/plain": f"<chart: {alt_text}>",
+    }
+    return bundle, {"image/png": {"width": width, "height": height, "alt": alt_text}}
 
 
 alt.renderers.register("fairlm", _mimebundle)

@@ -13,7 +13,8 @@ import hashlib
 import itertools
 import json
 import types
-from collections.abc import Mapping
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -124,7 +125,7 @@ class TrainingParams(TokenizationParams):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW β2")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW ε")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is clipped to this, 0 does not clip")
-    steps: int = Field(600, ge=1, description="optimiser steps")
+    steps: int = Field(480, ge=1, description="optimiser steps")
     batch_size: int = Field(16, ge=1, description="blocks a step on one device, before accumulation")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed into one step")
     window_steps: int = Field(36, ge=1, description="steps a window of the recorded learning curves")
@@ -191,8 +192,8 @@ def is_grid(name: str, value: Any) -> bool:
     return isinstance(value, list) and name in ALL_FIELDS and ALL_FIELDS[name].annotation != list[int]
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """The values set by an experiment file, every one checked.
+def read(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """The values set by an experiment file and then by `overrides` (name, value as YAML), every one checked.
 
     Raises ParameterError if the file is missing, is not a flat YAML mapping, or sets an unknown or impossible value.
     """
@@ -205,8 +206,15 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ParameterError(f"{path}: is not YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ParameterError(f"{path}: must be a flat mapping `parameter: value`")
+    values |= {name: yaml.safe_load(value) for name, value in overrides}
     expand(values, source=str(path))
     return values
+
+
+def add_override_option(parser: ArgumentParser) -> None:
+    """Give a command papermill's `-p NAME VALUE`, which sets a parameter over the experiment file."""
+    text = "set a parameter over the file, e.g. -p corpus_path ../imdb"
+    parser.add_argument("-p", dest="overrides", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=text)
 
 
 def expand(values: Mapping[str, Any], source: str = "parameters") -> list[EvaluationParams]:

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from papermill.exceptions import PapermillExecutionError
 from tabulate import tabulate
 
-from fairlm_utils import params, runs
+from fairlm_utils import charts, params, runs
 from fairlm_utils.claims import claims
-from fairlm_utils.metrics import table_1
+from fairlm_utils.metrics import over_seeds, table_1
 from fairlm_utils.models import model_config
 from fairlm_utils.params import EvaluationParams, ParameterError
 from fairlm_utils.report import write_report
@@ -28,13 +29,15 @@ from fairlm_utils.sweep import RUN_NOTEBOOKS, report_outcomes, run_notebook, sou
 TABLE_1 = ("average_loss", "token_balanced_loss", "average_accuracy", "token_balanced_accuracy", "token_balanced_perplexity")
 
 
-def reproduce(file: str | Path, n_workers: int = 0, retries: int = 1, save_results: str = "") -> Path:
+def reproduce(
+    file: str | Path, n_workers: int = 0, retries: int = 1, save_results: str = "", overrides: Sequence[tuple[str, str]] = ()
+) -> Path:
     """Run every notebook of an experiment file that has not been run yet and write the report; returns its index page.
 
     Prints Table 1 and the claims table. With `save_results` the small tables also go to that folder. Raises
     ParameterError or RunError for a bad experiment before anything runs, and RunError if a run has failed.
     """
-    values = params.read(file)
+    values = params.read(file, overrides)
     points = params.expand(values, str(file))
     for name in dict.fromkeys(p.model for p in points):
         model_config(name, points[0].vocab_size, points[0].context)
@@ -54,8 +57,27 @@ def reproduce(file: str | Path, n_workers: int = 0, retries: int = 1, save_resul
 
     results = runs.load_results(folder)
     if save_results:
-        runs.write_results(results, save_results, f"make results PARAMS={file}")
+        _save(results, Path(save_results), f"make results PARAMS={file}")
     return _conclude(file, folder, results, done)
+
+
+def _save(results: runs.Results, folder: Path, command: str) -> None:
+    """The small tables for committing, with a page that shows them and the figure of loss by frequency."""
+    runs.write_results(results, folder, command)
+    picture, *_ = charts.png(charts.by_bin(over_seeds(results.bins, "loss")))
+    tables = {"Claims": claims(results).drop(columns="model"), "Table 1": table_1(results.totals, TABLE_1)}
+    lines = [f"# {results.params['experiment']}", f"Made by `{command}` at commit {', '.join(results.provenance['git_commits'])}.", f"Scale: {results.scale}."]
+    lines += ["Losses in nats; claims: mean ± half a 95 % Student-t interval over seeds; Table 1: mean ± sd over seeds."]
+    lines += ["![Loss by frequency of the type, training and held-out text, one curve a weight decay](loss_by_frequency.png)"]
+    lines += [f"## {name}\n\n{markdown(table)}" for name, table in tables.items()]
+    for name, content in {"loss_by_frequency.png": picture, "README.md": ("\n\n".join(lines) + "\n").encode()}.items():
+        with runs.atomic_path(folder / name) as temporary:
+            temporary.write_bytes(content)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    return tabulate(table, headers="keys", showindex=False, tablefmt="github", disable_numparse=True)
 
 
 def _notebook(name: str, folder: Path, values: dict[str, Any], inputs: str = "") -> Path:
@@ -112,12 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=0, help="runs at a time (default: cores divided by n_threads)")
     parser.add_argument("--retries", type=int, default=1, help="times a failed run is tried again (default: 1)")
     parser.add_argument("--save-results", default="", metavar="FOLDER", help="also write the small tables to this folder")
+    params.add_override_option(parser)
     options = parser.parse_args(arguments)
     file = Path(options.file).resolve()
     runs.enter_project()
     try:
         file = file.relative_to(runs.PROJECT) if file.is_relative_to(runs.PROJECT) else file
-        index = reproduce(file, options.workers, options.retries, options.save_results)
+        index = reproduce(file, options.workers, options.retries, options.save_results, options.overrides)
     except (ParameterError, runs.RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

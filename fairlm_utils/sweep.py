@@ -10,7 +10,9 @@ import hashlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,14 +108,21 @@ def sweep(points: Sequence[EvaluationParams], n_workers: int = 0, retries: int =
     return outcomes
 
 
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)  # a sweep that was killed leaves no workers behind; its notebooks' kernels end with them
+
+
 def _worker_environment(n_threads: int) -> None:
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.environ.update(OMP_NUM_THREADS=str(n_threads), TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
     # glibc gives large buffers back to the system at every step and faults them in again; kept, steps with a vocabulary
     # of 32,000 take half the time
     os.environ.update(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_=str(2**34), MALLOC_TOP_PAD_=str(2**26))
 
 
-def _collect(futures: Sequence[Future], todo: Sequence[EvaluationParams]) -> Iterable[Outcome]:
+def _collect(futures: Sequence[Future], todo: Sequence[EvaluationParams]) -> list[Outcome]:
     names = dict(zip(futures, (p.run_id() for p in todo), strict=True))
     outcomes = []
     with tqdm(total=len(futures), desc="runs", unit="run", smoothing=0) as bar:
@@ -150,11 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", help="experiment file, e.g. params/quick.yaml")
     parser.add_argument("--workers", type=int, default=0, help="runs at a time (default: cores divided by n_threads)")
     parser.add_argument("--retries", type=int, default=1, help="times a failed run is tried again (default: 1)")
+    params.add_override_option(parser)
     options = parser.parse_args(arguments)
     file = Path(options.file).resolve()
     runs.enter_project()
     try:
-        points = params.expand(params.read(file), options.file)
+        points = params.expand(params.read(file, options.overrides), options.file)
         outcomes = sweep(points, options.workers, options.retries)
     except (ParameterError, runs.RunError) as error:
         print(f"error: {error}", file=sys.stderr)

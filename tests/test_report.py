@@ -1,0 +1,52 @@
+"""The report: what is in it and that corpora cannot put markup into it."""
+
+import nbformat
+import pandas as pd
+import pytest
+
+from fairlm_utils.report import notebook_html, render_math, write_report
+
+
+@pytest.mark.parametrize(
+    "markdown, expected",
+    [
+        (r"a $x_1$ b", "<math"),
+        (r"$$\sum_k n_k$$", 'display="block"'),
+        ("`$x$`", "`$x$`"),
+        ("costs $1 and $2", "costs $1 and $2"),
+    ],
+)
+def test_equations_become_mathml_and_code_and_prices_do_not(markdown, expected):
+    assert expected in render_math(markdown)
+
+
+def test_markup_in_titles_lines_and_tables_is_text(tmp_path):
+    script = "<script>alert(1)</script>"
+    index = write_report(tmp_path, script, [script], {script: pd.DataFrame({script: [script]})}, {})
+    page = index.read_text()
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 5
+
+
+def test_markup_in_printed_outputs_is_text(tmp_path):
+    notebook = nbformat.v4.new_notebook()
+    cell = nbformat.v4.new_code_cell("print(token)")
+    cell.outputs = [nbformat.v4.new_output("stream", text="<script>alert('token')</script>")]
+    notebook.cells = [cell]
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    assert "<script>alert('token')" not in notebook_html(tmp_path / "n.ipynb")
+
+
+def test_a_page_is_made_once_and_again_when_its_notebook_changes(tmp_path):
+    path = tmp_path / "n.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("first")]), path)
+    write_report(tmp_path / "r", "t", [], {}, {"01 n": path})
+    page = tmp_path / "r" / "01-n.html"
+    stamp = page.stat().st_mtime_ns
+    write_report(tmp_path / "r", "t", [], {}, {"01 n": path})
+    assert page.stat().st_mtime_ns == stamp and "first" in page.read_text()
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("second")]), path)
+    import os
+
+    os.utime(path, (page.stat().st_mtime + 5,) * 2)
+    write_report(tmp_path / "r", "t", [], {}, {"01 n": path})
+    assert "second" in page.read_text()
