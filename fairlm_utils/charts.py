@@ -121,16 +121,14 @@ def _y(title: str) -> alt.Y:
 def _against_weight_decay(frame: pd.DataFrame, group: str, colours: dict[str, str], y_title: str) -> alt.LayerChart:
     """One curve a group against λ, with intervals over seeds; λ on evenly spaced positions, since 0 has no logarithm."""
     frame = _labelled(frame)
-    order = [f"{v:g}" for v in sorted(frame["weight_decay"].unique())]
+    order, title = [f"{v:g}" for v in sorted(frame["weight_decay"].unique())], group.replace("_", " ")
     base = alt.Chart().encode(
         x=alt.X("λ:O", sort=order, title="weight decay λ (evenly spaced)", axis=alt.Axis(labelAngle=0)),
-        color=alt.Color(f"{group}:N", sort=list(colours), scale=alt.Scale(domain=list(colours), range=list(colours.values()))).title(
-            group.replace("_", " ")
-        ),
+        color=alt.Color(f"{group}:N", sort=list(colours), scale=alt.Scale(domain=list(colours), range=list(colours.values())), title=title),
         tooltip=["λ", alt.Tooltip(f"{group}:N"), *_statistics()],
     )
     line = base.mark_line(strokeWidth=2).encode(y=_y(y_title))
-    points = base.mark_point(filled=True, size=60, opacity=1).encode(y="mean:Q", shape=alt.Shape(f"{group}:N", sort=list(colours)))
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(y="mean:Q", shape=alt.Shape(f"{group}:N", sort=list(colours), title=title))
     return alt.layer(line, _interval_over_seeds(base), points)
 
 

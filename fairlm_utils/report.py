@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+from bs4 import BeautifulSoup
 from latex2mathml.converter import convert as mathml
 from nbconvert import HTMLExporter
 
@@ -37,12 +38,16 @@ def notebook_html(path: str | Path) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = render_math(cell.source)
-    exporter = HTMLExporter(
-        template_name="lab", require_js_url="", mathjax_url="", jquery_url="", exclude_anchor_links=True, sanitize_html=False
-    )
+    exporter = HTMLExporter(template_name="lab", exclude_anchor_links=True, log_level="ERROR")
     page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": Path(path).stem}})
-    # the template loads a diagram library from the network where none of these notebooks has a diagram
-    return re.sub(r'<script type="module">.*?mermaid.*?</script>', "", page, flags=re.DOTALL)
+    soup = BeautifulSoup(page, "html.parser")
+    for script in soup.find_all("script"):  # of the template, all fetched from the network; a static page needs none
+        script.decompose()
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    descriptions = [o.metadata.get("image/png", {}).get("alt", "") for o in outputs if "image/png" in o.get("data", {})]
+    for image, description in zip(soup.select('img[src^="data:image/png"]'), descriptions, strict=True):
+        image["alt"] = description
+    return str(soup)
 
 
 def render_math(markdown: str) -> str:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,12 @@ import pandas as pd
 from papermill.exceptions import PapermillExecutionError
 from tabulate import tabulate
 
-from fairlm_utils import charts, params, runs
-from fairlm_utils.claims import claims
-from fairlm_utils.metrics import over_seeds, table_1
-from fairlm_utils.models import model_config
+from fairlm_utils import params, runs
 from fairlm_utils.params import EvaluationParams, ParameterError
-from fairlm_utils.report import write_report
-from fairlm_utils.sweep import RUN_NOTEBOOKS, report_outcomes, run_notebook, source_digest, sweep
+from fairlm_utils.sweep import RUN_NOTEBOOKS, interrupted, report_outcomes, run_notebook, source_digest, sweep
 
+# Libraries for models, statistics and pictures are imported where they are used: while notebooks run, this process only
+# waits, and should leave the memory to them.
 TABLE_1 = ("average_loss", "token_balanced_loss", "average_accuracy", "token_balanced_accuracy", "token_balanced_perplexity")
 
 
@@ -39,8 +38,7 @@ def reproduce(
     """
     values = params.read(file, overrides)
     points = params.expand(values, str(file))
-    for name in dict.fromkeys(p.model for p in points):
-        model_config(name, points[0].vocab_size, points[0].context)
+    _check_models(points)
     runs.check_experiment(points)
     folder = Path(points[0].runs_dir) / points[0].experiment
     single = {k: v for k, v in values.items() if not params.is_grid(k, v)}
@@ -61,8 +59,26 @@ def reproduce(
     return _conclude(file, folder, results, done)
 
 
+def _check_models(points: Sequence[EvaluationParams]) -> None:
+    """Raise ParameterError for a model that does not exist or is too short, in a process of its own: its imports are large."""
+    asked = [(p.model, p.vocab_size, p.context) for p in points]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(_check_configs, list(dict.fromkeys(asked))).result()
+
+
+def _check_configs(asked: Sequence[tuple[str, int, int]]) -> None:
+    from fairlm_utils.models import model_config
+
+    for name, vocab_size, context in asked:
+        model_config(name, vocab_size, context)
+
+
 def _save(results: runs.Results, folder: Path, command: str) -> None:
     """The small tables for committing, with a page that shows them and the figure of loss by frequency."""
+    from fairlm_utils import charts
+    from fairlm_utils.claims import claims
+    from fairlm_utils.metrics import over_seeds, table_1
+
     runs.write_results(results, folder, command)
     picture, *_ = charts.png(charts.by_bin(over_seeds(results.bins, "loss")))
     tables = {"Claims": claims(results).drop(columns="model"), "Table 1": table_1(results.totals, TABLE_1)}
@@ -113,6 +129,10 @@ def _run_title(p: EvaluationParams, notebook: str) -> str:
 
 
 def _conclude(file: str | Path, folder: Path, results: runs.Results, done: dict[str, Path]) -> Path:
+    from fairlm_utils.claims import claims
+    from fairlm_utils.metrics import table_1
+    from fairlm_utils.report import write_report
+
     table = table_1(results.totals, TABLE_1)
     verdicts = claims(results)
     shown = verdicts.drop(columns=["rule"])
@@ -145,8 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+        interrupted()
     print(f"\nreport: {index.resolve()}")
     return 0
 

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import multiprocessing
 import os
 import sys
-import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import papermill
 import pandas as pd
@@ -26,6 +24,9 @@ from fairlm_utils import params, runs
 from fairlm_utils.params import EvaluationParams, ParameterError
 
 RUN_NOTEBOOKS = ("02_training", "03_evaluation")
+#: glibc gives large buffers back to the system at every step and faults them in again; kept, the steps of a vocabulary of
+#: 32,000 took half the time.
+_KEEP_BUFFERS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 @dataclass(frozen=True)
@@ -95,42 +96,34 @@ def sweep(points: Sequence[EvaluationParams], n_workers: int = 0, retries: int =
         return outcomes
     n_threads = max(p.n_threads for p in points)
     n_workers = n_workers or max(1, (os.cpu_count() or 1) // n_threads)
-    pool = ProcessPoolExecutor(
-        min(n_workers, len(todo)), multiprocessing.get_context("spawn"), initializer=_worker_environment, initargs=(n_threads,)
-    )
+    # threads, for each only waits for the kernel of its notebook, which is a process of its own
+    pool = ThreadPoolExecutor(min(n_workers, len(todo)))
     try:
-        futures = [pool.submit(_run, p.model_dump(), retries) for p in todo]
-        outcomes += _collect(futures, todo)
-    except KeyboardInterrupt:
+        with kernel_environment(n_threads):
+            outcomes += _collect([pool.submit(_run, p.model_dump(), retries) for p in todo])
+    finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
     return outcomes
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)  # a sweep that was killed leaves no workers behind; its notebooks' kernels end with them
+@contextmanager
+def kernel_environment(n_threads: int) -> Iterator[None]:
+    """The environment in which the notebooks of a grid run: `n_threads` each, no progress bars of their own."""
+    wanted = {"OMP_NUM_THREADS": str(n_threads), "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", **_KEEP_BUFFERS}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _worker_environment(n_threads: int) -> None:
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    os.environ.update(OMP_NUM_THREADS=str(n_threads), TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
-    # glibc gives large buffers back to the system at every step and faults them in again; kept, steps with a vocabulary
-    # of 32,000 take half the time
-    os.environ.update(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_=str(2**34), MALLOC_TOP_PAD_=str(2**26))
-
-
-def _collect(futures: Sequence[Future], todo: Sequence[EvaluationParams]) -> list[Outcome]:
-    names = dict(zip(futures, (p.run_id() for p in todo), strict=True))
+def _collect(futures: Sequence[Future]) -> list[Outcome]:
     outcomes = []
     with tqdm(total=len(futures), desc="runs", unit="run", smoothing=0) as bar:
         for future in as_completed(futures):
-            try:
-                outcome = future.result()
-            except Exception as error:  # the worker itself was killed, e.g. for memory
-                outcome = Outcome(names[future], "failed", "", f"worker ended: {error}; run again to continue")
+            outcome = future.result()
             outcomes.append(outcome)
             bar.set_postfix_str(f"{outcome.run_id} {outcome.status}")
             bar.update()
@@ -143,6 +136,12 @@ def source_digest(name: str) -> str:
     for path in [runs.PROJECT / "notebooks" / f"{name}.ipynb", *sorted((runs.PROJECT / "fairlm_utils").glob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def interrupted() -> NoReturn:
+    """End at once after Ctrl-C: kernels end with this process, and finished work is kept."""
+    print("\ninterrupted; run the same command again to continue", file=sys.stderr, flush=True)
+    os._exit(130)  # a plain exit would wait for the notebooks that run
 
 
 def report_outcomes(outcomes: Sequence[Outcome]) -> None:
@@ -170,8 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+        interrupted()
     report_outcomes(outcomes)
     return 1 if any(o.status == "failed" for o in outcomes) else 0
 
