@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen2Config
 from transformers.utils.logging import disable_progress_bar
 
+from fairlm_utils.openelm import OPENELM_SIZES, OpenELMConfig
 from fairlm_utils.params import ParameterError
 
 disable_progress_bar()  # of saving and loading, shorter than the line that announces them
@@ -39,8 +40,15 @@ def _qwen2(size: dict[str, Any]) -> Callable[[int, int], PreTrainedConfig]:
     return config
 
 
+def _openelm(size: dict[str, Any]) -> Callable[[int, int], PreTrainedConfig]:
+    return lambda vocab_size, context: OpenELMConfig(**size, vocab_size=vocab_size)
+
+
 #: Name of an architecture and the function (vocab_size, context) → config that makes it. To add one, add a line.
-REGISTRY: dict[str, Callable[[int, int], PreTrainedConfig]] = {name: _qwen2(size) for name, size in QWEN2_SIZES.items()}
+REGISTRY: dict[str, Callable[[int, int], PreTrainedConfig]] = {
+    **{name: _qwen2(size) for name, size in QWEN2_SIZES.items()},
+    **{name: _openelm(size) for name, size in OPENELM_SIZES.items()},
+}
 
 
 def model_config(name: str, vocab_size: int, context: int) -> PreTrainedConfig:
@@ -53,7 +61,7 @@ def model_config(name: str, vocab_size: int, context: int) -> PreTrainedConfig:
     else:
         config = _load_config(name)
         config.vocab_size = vocab_size
-    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "max_context_length", None)
+    longest = getattr(config, "max_position_embeddings", None)
     if longest and context > longest:
         raise ParameterError(f"context: {context} is longer than the {longest} positions of model {name!r}; lower it")
     return config
