@@ -1,0 +1,123 @@
+"""What an experiment costs before it is run: floating-point operations, memory and time of training.
+
+    python -m fairlm_utils.cost params/paper/openelm-270m-imdb.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tabulate import tabulate
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from fairlm_utils import params, runs
+from fairlm_utils.models import model_config
+from fairlm_utils.params import EvaluationParams, ParameterError
+from fairlm_utils.tokenization import SPECIAL_TOKENS
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A device: dense bf16 rate in FLOP/s, memory in bytes, and the share of the rate that training is assumed to reach."""
+
+    flops: float
+    memory: float
+    utilisation: float
+
+
+#: Rates are the vendors' dense bf16 figures but H200's, which was measured on a large matrix product. The utilisation is
+#: an assumption for models of these sizes, to be replaced by a measurement. To add a device, add a line.
+HARDWARE = {
+    "V100-32GB": Hardware(125e12, 32e9, 0.30),  # the memory of the paper's cards; its rate is of half precision
+    "A100-80GB": Hardware(312e12, 80e9, 0.40),
+    "H100-80GB": Hardware(989e12, 80e9, 0.35),
+    "H200": Hardware(790e12, 141e9, 0.40),
+}
+#: Bytes a parameter of float32 AdamW: weight, gradient and two moments.
+STATE_BYTES = 16
+
+
+def parameter_counts(config: PreTrainedConfig) -> tuple[int, int]:
+    """Parameters of a model, and those of them that multiply activations (all but norms, biases and look-ups), tied ones once."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() >= 2)
+    embedding = model.get_input_embeddings().weight
+    untied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is not embedding
+    return model.num_parameters(), matrices - (embedding.numel() if untied else 0)
+
+
+def attention_width(config: PreTrainedConfig) -> int:
+    """Sum over layers of query heads × head dimension: the width of attention's score and value products."""
+    heads = config.num_query_heads if hasattr(config, "num_query_heads") else [config.num_attention_heads] * config.num_hidden_layers
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return sum(heads) * width
+
+
+def flops_per_token(config: PreTrainedConfig, context: int) -> float:
+    """Floating-point operations of training on one token, forward and backward.
+
+    6 for each matrix parameter (2 forward, 4 backward; Kaplan et al., arXiv 2001.08361) and 6 × context × width for
+    the causal attention products, half of the full square.
+    """
+    return 6.0 * parameter_counts(config)[1] + 6.0 * context * attention_width(config)
+
+
+def cost(p: EvaluationParams, hardware: str, n_runs: int = 1) -> dict[str, float]:
+    """FLOPs, memory in bytes and hours of `n_runs` runs of `p` on one device of `hardware`.
+
+    Memory is the optimiser's state plus the logits and their gradient of one batch, activations left out, so a lower
+    bound. Raises ParameterError for unknown hardware.
+    """
+    if hardware not in HARDWARE:
+        raise ParameterError(f"hardware: {hardware!r} is not one of {', '.join(HARDWARE)}")
+    device, vocab_size = HARDWARE[hardware], p.vocab_size + len(SPECIAL_TOKENS)
+    config = model_config(p.model, vocab_size, p.context)
+    tokens_per_step = p.batch_size * p.gradient_accumulation_steps * p.context
+    flops = flops_per_token(config, p.context) * tokens_per_step * p.steps
+    n_parameters, _ = parameter_counts(config)
+    logits = 2 * (2 if p.dtype == "bfloat16" else 4) * p.batch_size * p.context * vocab_size
+    return {
+        "parameters": n_parameters,
+        "tokens": tokens_per_step * p.steps,
+        "FLOPs a run": flops,
+        "memory, at least (GB)": (STATE_BYTES * n_parameters + logits) / 1e9,
+        "fits": (STATE_BYTES * n_parameters + logits) < device.memory,
+        "hours a run": flops / (device.flops * device.utilisation) / 3600,
+        "runs": n_runs,
+        "hours in all": n_runs * flops / (device.flops * device.utilisation) / 3600,
+    }
+
+
+def cost_table(points: Sequence[EvaluationParams]) -> pd.DataFrame:
+    """The cost of a grid on every known device, one row a device."""
+    return pd.DataFrame([{"hardware": name, **cost(points[0], name, len(points))} for name in HARDWARE])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fairlm_utils.cost", description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", help="experiment files, e.g. params/paper/*.yaml")
+    params.add_override_option(parser)
+    options = parser.parse_args(arguments)
+    files = [Path(f).resolve() for f in options.files]
+    runs.enter_project()
+    try:
+        for file in files:
+            points = params.expand(params.read(file, options.overrides), str(file))
+            table = cost_table(points).map(lambda v: f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if type(v) is int else v)
+            print(f"\n{file.stem}: {points[0].model}, {len(points)} runs of {points[0].steps:,} steps")
+            print(tabulate(table, headers="keys", showindex=False, disable_numparse=True))
+    except ParameterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

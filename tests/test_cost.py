@@ -1,0 +1,62 @@
+"""Costs against hand-made counts and against what PyTorch counts; the paper's experiment files against the paper."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fairlm_utils import cost, params
+from fairlm_utils.models import build_model, model_config
+from fairlm_utils.params import EvaluationParams, ParameterError
+
+ROOT = Path(__file__).parents[1]
+PAPER = sorted((ROOT / "params" / "paper").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", ["qwen2-tiny", "openelm-tiny"])
+def test_flops_agree_with_those_pytorch_counts(name):
+    context, model = 64, build_model(name, 1000, 64, seed=0)
+    model.set_attn_implementation("eager")  # fused attention is not counted on every device
+    ids = torch.zeros(2, context, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    counted = counter.get_total_flops() / ids.numel()
+    # eager attention does the full square, of which a causal kernel does half
+    estimated = cost.flops_per_token(model.config, context) + 6.0 * context * cost.attention_width(model.config)
+    assert estimated == pytest.approx(counted, rel=0.05)
+
+
+def test_parameters_of_a_tied_model_multiply_once_and_an_untied_look_up_never(tmp_path):
+    config = model_config("qwen2-tiny", 1000, 64)
+    n, multiplying = cost.parameter_counts(config)
+    norms_and_biases = sum(p.numel() for p in build_model("qwen2-tiny", 1000, 64, 0).parameters() if p.dim() == 1)
+    assert n - multiplying == norms_and_biases
+    config.tie_word_embeddings = False
+    assert cost.parameter_counts(config) == (n + 1000 * 128, multiplying)
+
+
+def test_costs_scale_with_steps_and_runs():
+    one = cost.cost(EvaluationParams.check({"steps": 100}), "H200")
+    two = cost.cost(EvaluationParams.check({"steps": 200}), "H200", n_runs=3)
+    assert two["FLOPs a run"] == pytest.approx(2 * one["FLOPs a run"]) and two["hours in all"] == pytest.approx(6 * one["hours in all"])
+    with pytest.raises(ParameterError, match="hardware"):
+        cost.cost(EvaluationParams.check({}), "abacus")
+
+
+def test_four_panels_with_what_the_paper_states():
+    assert len(PAPER) == 4
+    for file in PAPER:
+        points = params.expand(params.read(file))
+        p = points[0]
+        assert p.steps == 10_000 and p.vocab_size == 32_000 and {q.seed for q in points} == set(range(5))
+        assert min(q.weight_decay for q in points) == 0 and max(q.weight_decay for q in points) == 2
+        n, _ = cost.parameter_counts(model_config(p.model, 32_005, p.context))
+        assert p.context == (128 if n < 1e9 else 64) and p.corpus == ("imdb" if n < 1e9 else "imdb-xl")
+
+
+def test_the_command_prints_a_table_and_refuses_what_is_not_an_experiment(capsys, tmp_path):
+    assert cost.main([str(PAPER[0])]) == 0
+    out = capsys.readouterr().out
+    assert "H200" in out and "hours in all" in out
+    assert cost.main([str(tmp_path / "nowhere.yaml")]) == 2
