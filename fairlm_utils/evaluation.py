@@ -1,7 +1,14 @@
-"""Evaluating a trained model token by token, in memory that does not grow with the number of tokens."""
+"""Evaluating a trained model token by token, in memory that does not grow with the number of tokens.
+
+    python -m fairlm_utils.evaluation params/quick.yaml -p weight_decay 0.3 -p seed 1      # trains the run first
+    torchrun --nproc-per-node 2 -m fairlm_utils.evaluation ...                              # data parallel
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlm_utils import metrics, runs, training
-from fairlm_utils.params import EvaluationParams
+from fairlm_utils.params import EvaluationParams, ParameterError, add_override_option, read
 from fairlm_utils.token_loss import TokenSums, shifted_targets, token_cross_entropy
 from fairlm_utils.tokenization import target_counts, tokenize_corpus
 
@@ -127,3 +134,27 @@ def read_token_table(directory: str | Path, split: str) -> pd.DataFrame:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise runs.RunError(f"{path}: cannot be read ({error}); remove the run's folder and evaluate it again") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train and evaluate one run of an experiment file, also with several processes through torchrun."""
+    parser = argparse.ArgumentParser(prog="python -m fairlm_utils.evaluation", description=main.__doc__)
+    parser.add_argument("file", help="experiment file, e.g. params/quick.yaml; grids need one value each by -p")
+    add_override_option(parser)
+    options = parser.parse_args(arguments)
+    file = Path(options.file).resolve()
+    runs.enter_project()
+    try:
+        values = read(file, options.overrides)
+        p = EvaluationParams.check({k: v for k, v in values.items() if k in EvaluationParams.model_fields}, options.file)
+        training.train(p)
+        if training.is_main_process():
+            print(evaluate(p))
+    except (ParameterError, runs.RunError, training.TrainingDiverged) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

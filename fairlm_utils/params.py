@@ -126,7 +126,7 @@ class TrainingParams(TokenizationParams):
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW ε")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is clipped to this, 0 does not clip")
     steps: int = Field(600, ge=1, description="optimiser steps")
-    batch_size: int = Field(16, ge=1, description="blocks a step on one device, before accumulation")
+    batch_size: int = Field(16, ge=1, description="blocks a step, over all devices, before accumulation")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed into one step")
     window_steps: int = Field(36, ge=1, description="steps a window of the recorded learning curves")
     checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints, from which an interrupted run continues")

@@ -89,10 +89,10 @@ class TokenSums:
         rows = torch.stack([torch.ones_like(loss), loss, correct.to(loss.dtype)], dim=1)
         self.values.index_add_(0, index, rows.to(torch.float64))
 
-    def read(self) -> np.ndarray:
-        """Array [vocabulary, 3]: tokens, summed loss and correct predictions; summed over processes if distributed."""
+    def read(self, over_processes: bool = False) -> np.ndarray:
+        """Array [vocabulary, 3]: tokens, summed loss and correct predictions, of this process or of all that train together."""
         values = self.values[:-1].clone()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if over_processes and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(values)
         return values.cpu().numpy()
 

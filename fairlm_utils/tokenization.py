@@ -242,8 +242,9 @@ def low_frequency_shares(p: TokenizationParams, corpus: TokenizedCorpus, vocab_s
     """
     cached = cache_dir(p) / "low_frequency_shares.json"
     key = {"vocab_sizes": list(vocab_sizes), "share": share}
+    columns = ["vocab_size", "n_tokens", "low_frequency", "below_percentile"]
     if cached.exists() and (found := runs.read_json(cached))["key"] == key:
-        return pd.DataFrame(found["rows"])
+        return pd.DataFrame(found["rows"], columns=columns)
     documents, rows, limit = _decoded(corpus, 5000), [], None
     for size in sorted(vocab_sizes, reverse=True):
         smaller = truncated(corpus.tokenizer, size)
@@ -252,7 +253,7 @@ def low_frequency_shares(p: TokenizationParams, corpus: TokenizedCorpus, vocab_s
         low = {"low_frequency": 1 - types_to_cover(counts, share) / len(counts), "below_percentile": float((counts <= limit).mean())}
         rows.insert(0, {"vocab_size": size, "n_tokens": int(counts.sum()), **low})
     runs.write_json(cached, {"key": key, "rows": rows})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _decoded(corpus: TokenizedCorpus, n: int) -> list[str]:

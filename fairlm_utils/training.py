@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from fairlm_utils import runs
 from fairlm_utils.models import build_model, weight_decay_groups
-from fairlm_utils.params import TrainingParams
+from fairlm_utils.params import ParameterError, TrainingParams
 from fairlm_utils.token_loss import TokenSums, record_token_loss
 from fairlm_utils.tokenization import TokenizedCorpus, blocks, tokenize_corpus
 
@@ -85,7 +85,7 @@ class RecordTokenLoss(TrainerCallback):
             self._close_window(state.global_step)
 
     def _close_window(self, step: int) -> None:
-        window = self.sums.read()
+        window = self.sums.read(over_processes=True)
         if not np.isfinite(window).all():
             raise TrainingDiverged(
                 f"the training loss is not finite between steps {self.steps[-1] if self.steps else 0} and {step}; lower learning_rate "
@@ -96,11 +96,14 @@ class RecordTokenLoss(TrainerCallback):
         self.windows.append(window)
 
     def on_save(self, args, state, control, **_):
-        directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self.save(directory / CURVES, self.sums.values.cpu().numpy())
-        runs.write_json(directory / _COMPLETE, {"step": state.global_step})
+        open_window = self.sums.read(over_processes=True)  # every process takes part
+        if args.should_save:
+            directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self.save(directory / CURVES, open_window)
+            runs.write_json(directory / _COMPLETE, {"step": state.global_step})
 
     def save(self, path: Path, open_window: np.ndarray | None = None) -> None:
+        """Write the closed windows, and the open one if given, as safetensors."""
         arrays = {"steps": np.array(self.steps, dtype=np.int64), "windows": np.array(self.windows, dtype=np.float64)}
         if open_window is not None:
             arrays["open_window"] = open_window
@@ -108,9 +111,11 @@ class RecordTokenLoss(TrainerCallback):
             save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary)
 
     def resume(self, path: Path) -> None:
+        """Go on from what `save` wrote; the open window, which is summed over processes, belongs to the first one."""
         arrays = load_file(path)
         self.steps, self.windows = arrays["steps"].tolist(), list(arrays["windows"])
-        self.sums.values.copy_(torch.from_numpy(arrays["open_window"]))
+        if is_main_process():
+            self.sums.values[:-1] = torch.from_numpy(arrays["open_window"])
 
 
 class _Progress(TrainerCallback):
@@ -134,7 +139,7 @@ def make_trainer(
     args = TrainingArguments(
         output_dir=str(output_dir),
         max_steps=p.steps,
-        per_device_train_batch_size=p.batch_size,
+        per_device_train_batch_size=p.batch_size // n_processes(),
         gradient_accumulation_steps=p.gradient_accumulation_steps,
         max_grad_norm=p.max_grad_norm,
         bf16=p.dtype == "bfloat16",
@@ -156,6 +161,16 @@ def make_trainer(
     return trainer
 
 
+def n_processes() -> int:
+    """Number of processes that train one model together (torchrun's WORLD_SIZE)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process writes what several train together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def device(p: TrainingParams) -> str:
     """The device a run uses: cuda if asked for or found, else cpu. RuntimeError if cuda is asked for and absent."""
     if p.device == "cuda" and not torch.cuda.is_available():
@@ -168,14 +183,16 @@ def train(p: TrainingParams) -> Path:
 
     Writes model/ (safetensors, with the tokenizer), the learning curves of every token type, params.json and, last,
     provenance.json. A run that has finished is not trained again. Raises RunError for a directory that holds another
-    run, TrainingDiverged if the loss is not finite.
+    run, TrainingDiverged if the loss is not finite, ParameterError if the processes of torchrun cannot share the batch.
     """
+    if p.batch_size % n_processes():
+        raise ParameterError(f"batch_size: {p.batch_size} blocks cannot be shared equally by {n_processes()} processes; change either")
     directory = runs.run_dir(p)
-    with runs.locked(directory):
-        runs.claim(p)
+    with runs.locked(directory) if is_main_process() else nullcontext(), threads(p.n_threads):
+        if is_main_process():
+            runs.claim(p)
         if not (directory / "provenance.json").exists():
-            with threads(p.n_threads):
-                _train(p, directory)
+            _train(p, directory)
     return directory
 
 
@@ -185,13 +202,15 @@ def _train(p: TrainingParams, directory: Path) -> None:
     model = build_model(p.model, len(corpus.tokenizer), p.context, p.seed)
     sums = TokenSums(len(corpus.tokenizer), device(p))
     recorder = RecordTokenLoss(sums, p.window_steps)
-    trainer = make_trainer(p, model, training_blocks(p, corpus), directory / "checkpoints", [recorder, _Progress()])
+    trainer = make_trainer(p, model, training_blocks(p, corpus), directory / "checkpoints", [recorder, *([_Progress()] if is_main_process() else [])])
     checkpoint = last_whole_checkpoint(directory / "checkpoints")
     if checkpoint:
         print(f"continuing from step {checkpoint.name.removeprefix('checkpoint-')}")
         recorder.resume(checkpoint / CURVES)
     with record_token_loss(model, sums):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not is_main_process():
+        return
     recorder.save(directory / CURVES)
     _save_model(model, corpus, directory / "model")
     runs.write_json(

@@ -43,7 +43,7 @@ def miniature(corpus_file, session_runs):
     def make(**values) -> EvaluationParams:
         base = dict(
             corpus=str(corpus_file), vocab_size=300, context=16, max_train_blocks=24, max_heldout_blocks=8, steps=12, batch_size=8,
-            window_steps=4, checkpoint_steps=5, runs_dir=str(session_runs), experiment="mini",
+            window_steps=4, checkpoint_steps=5, learning_rate=3e-3, lr_schedule="constant", warmup_steps=0, runs_dir=str(session_runs), experiment="mini",
         )
         return EvaluationParams.check({**base, **values})
 

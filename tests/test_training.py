@@ -182,3 +182,28 @@ def test_derived_quantities_follow_from_the_parameters(miniature):
     assert table["targets a step"] == str(8 * 15) and float(table["epochs"]) == pytest.approx(10 * 8 / 24, rel=1e-3)
     # a linear schedule from η to 0 over T steps sums to η (T + 1) / 2
     assert float(table["weights kept by decay alone, exp(−λ Σ lr)"]) == pytest.approx(np.exp(-2.0 * 3e-3 * 5.5), rel=1e-3)
+
+
+def test_two_processes_train_what_one_does_with_the_same_global_batch(miniature, tmp_path):
+    import yaml
+
+    one = evaluation.evaluate(miniature(experiment="one-process"))
+    p = miniature(experiment="two-processes")
+    file = tmp_path / "two.yaml"
+    file.write_text(yaml.safe_dump(p.model_dump()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+    done = subprocess.run([*command, "-m", "fairlm_utils.evaluation", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = runs.run_dir(p)
+    for a, b in zip(training.load_curves(one), training.load_curves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+    assert np.array_equal(training.load_curves(one)[1], training.load_curves(two)[1])  # counts exactly
+    ta, tb = (evaluation.read_token_table(d, "training") for d in (one, two))
+    assert ta["n_eval"].equals(tb["n_eval"])
+    np.testing.assert_allclose(ta["loss"], tb["loss"], rtol=1e-3, atol=1e-3)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(miniature, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(training.ParameterError, match="shared equally"):
+        training.train(miniature(experiment="three"))
