@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import altair as alt
@@ -77,12 +77,12 @@ def weight_decay_colour(weight_decay: float) -> str:
     return "#" + "".join(f"{round(a + (b - a) * (place - low)):02x}" for a, b in zip(*channels, strict=True))
 
 
-def _by_weight_decay(frame: pd.DataFrame) -> tuple[alt.Color, alt.Parameter, Any]:
+def _by_weight_decay(frame: pd.DataFrame, colours: Callable[[float], str] = weight_decay_colour) -> tuple[alt.Color, alt.Parameter, Any]:
     """Colour by λ, a selection bound to its legend, and the opacity that follows it."""
     values = sorted(frame["weight_decay"].unique())
     labels = [f"{v:g}" for v in values]
     colour = alt.Color(
-        "λ:N", sort=labels, scale=alt.Scale(domain=labels, range=[weight_decay_colour(v) for v in values]), title="weight decay λ"
+        "λ:N", sort=labels, scale=alt.Scale(domain=labels, range=[colours(v) for v in values]), title="weight decay λ"
     )
     chosen = alt.selection_point(fields=["λ"], bind="legend", name="chosen")
     return colour, chosen, alt.condition(chosen, alt.value(1.0), alt.value(0.12))
@@ -329,7 +329,8 @@ def theory_loss(frame: pd.DataFrame, thresholds: pd.DataFrame) -> alt.HConcatCha
     `frame`: n_k, weight_decay, loss, derivative. `thresholds`: weight_decay, n_k below which a class collapses (dashed).
     """
     frame, thresholds = _labelled(frame), _labelled(thresholds)
-    colour, chosen, opacity = _by_weight_decay(frame)
+    values = sorted(frame["weight_decay"].unique())  # far below those of AdamW, so they have colours of their own
+    colour, chosen, opacity = _by_weight_decay(frame, lambda v: _VIRIDIS[values.index(v) * (len(_VIRIDIS) - 2) // max(1, len(values) - 1)])
     colour = colour.title("λ_W = λ_H")
     base = alt.Chart(frame).mark_line(strokeWidth=2).encode(
         x=alt.X(**_log("n_k:Q", "samples of the class n_k")), color=colour, opacity=opacity,
@@ -355,9 +356,9 @@ def theory_fit(frame: pd.DataFrame) -> alt.FacetChart:
     y = alt.Y("fitted:Q", title="training loss (nats)", scale=alt.Scale(zero=True))
     line = base.mark_line(color="#d55e00", strokeWidth=2).encode(y=y)
     points = base.mark_point(filled=True, size=50, color="#0072b2").encode(y=alt.Y("measured:Q"), tooltip=tooltip)
-    layered = alt.layer(line, points, data=frame).properties(width=190, height=170)
+    layered = alt.layer(line, points, data=frame).properties(width=140, height=150)
     panels = frame.sort_values("weight_decay")["panel"].unique().tolist()
-    return layered.facet(alt.Facet("panel:N", sort=panels, title=None), columns=4).resolve_scale(y="independent").properties(
+    return layered.facet(alt.Facet("panel:N", sort=panels, title=None), columns=5).resolve_scale(y="independent").properties(
         title="Measured loss by frequency (points) and the theory's fitted curve (line)",
         description="Points of the measured training loss by frequency bin and the line of the fitted theory, one panel a weight decay",
     )  # fmt: skip

@@ -54,8 +54,8 @@ def test_a_changed_number_makes_ci_red(tmp_path):
     notebook = nbformat.read(ROOT / "notebooks" / "05_theory.ipynb", as_version=4)
     cells = [c for c in notebook.cells if "nbval-check-output" in c.metadata.get("tags", [])]
     table = next(o for o in cells[0].outputs if "data" in o)
-    assert "0.1850" in table.data["text/plain"]
-    table.data["text/plain"] = table.data["text/plain"].replace("0.1850", "0.1851")
+    assert "0.18498" in table.data["text/plain"]
+    table.data["text/plain"] = table.data["text/plain"].replace("0.18498", "0.18499")
     notebook.cells = notebook.cells[: notebook.cells.index(cells[0]) + 1]
     changed = ROOT / "notebooks" / ".changed.ipynb"  # beside the others, for their conftest.py
     changed.write_text(nbformat.writes(notebook))
@@ -64,7 +64,7 @@ def test_a_changed_number_makes_ci_red(tmp_path):
         found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, check=False)
     finally:
         changed.unlink()
-    assert found.returncode == 1 and "0.1851" in found.stdout, found.stdout[-2000:]
+    assert found.returncode == 1 and "0.18499" in found.stdout, found.stdout[-2000:]
 
 
 def test_committed_results_say_where_they_come_from():
