@@ -128,7 +128,7 @@ def _against_weight_decay(frame: pd.DataFrame, group: str, colours: dict[str, st
         tooltip=["λ", alt.Tooltip(f"{group}:N"), *_statistics()],
     )
     line = base.mark_line(strokeWidth=2).encode(y=_y(y_title))
-    points = base.mark_point(filled=True, size=60, opacity=1).encode(y="mean:Q", shape=alt.Shape(f"{group}:N", sort=list(colours), title=title))
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(y="mean:Q", shape=alt.Shape(f"{group}:N", sort=list(colours), scale=alt.Scale(domain=list(colours)), title=title))
     return alt.layer(line, _interval_over_seeds(base), points)
 
 

@@ -56,13 +56,16 @@ def load_corpus(p: CorpusParams) -> Corpus:
         train, heldout, origin = list(python_docs()), None, f"documentation of {platform.python_implementation()} {platform.python_version()}"
     else:
         train, heldout, origin = _load_dataset(p)
+    n_read = len(train) + len(heldout or ())
     train = [text for text in train if text and not text.isspace()]
+    n_kept = len(train)
     order = np.random.default_rng(p.data_seed).permutation(len(train))
     if heldout is None:
         n = max(1, round(p.heldout_fraction * len(train)))
         heldout, order = [train[i] for i in np.sort(order[:n])], order[n:]
     else:
         heldout = [text for text in heldout if text and not text.isspace()]
+        n_kept += len(heldout)
         if p.max_documents:  # data sets may be sorted by label
             heldout = [heldout[i] for i in np.random.default_rng(p.data_seed).permutation(len(heldout))]
     train = [train[i] for i in order]
@@ -75,6 +78,8 @@ def load_corpus(p: CorpusParams) -> Corpus:
         f"{p.corpus} ({origin}): {len(train):,} training documents of {characters[0]:,} characters, "
         f"{len(heldout):,} held-out documents of {characters[1]:,} characters"
     )
+    if n_read > n_kept:
+        description += f", {n_read - n_kept:,} empty or missing documents dropped"
     return Corpus(p.corpus, train, heldout, _fingerprint(train, heldout), description)
 
 
@@ -83,8 +88,11 @@ def source_state(p: CorpusParams) -> str:
     if p.corpus == PYTHON_DOCS:
         return platform.python_version()
     location = Path(p.corpus_path or p.corpus)
-    if not location.exists():
-        return p.corpus
+    return files_state(location) if location.exists() else p.corpus
+
+
+def files_state(location: Path) -> str:
+    """Names, sizes and times of a file or of all files below a folder: changes when they do, without reading them."""
     files = [location] if location.is_file() else sorted(f for f in location.rglob("*") if f.is_file())
     return str([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
 

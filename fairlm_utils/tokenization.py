@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fairlm_utils import runs
-from fairlm_utils.corpora import load_corpus, source_state
+from fairlm_utils.corpora import files_state, load_corpus, source_state
 from fairlm_utils.params import CorpusParams, ParameterError, TokenizationParams
 from fairlm_utils.token_loss import IGNORE_INDEX
 
@@ -46,7 +46,10 @@ def cache_dir(p: TokenizationParams) -> Path:
     """Folder of the tokenized corpus: a digest of all that determines the ids, read without loading the corpus."""
     fields = [*CorpusParams.model_fields, "tokenizer", "vocab_size", "pre_tokenizer"]
     made_from = {name: getattr(p, name) for name in fields if name != "corpus_path"}
-    digest = hashlib.sha256(json.dumps([made_from, source_state(p), _FORMAT], sort_keys=True).encode()).hexdigest()
+    sources = [source_state(p)]
+    if p.tokenizer != "bpe" and Path(p.tokenizer).exists():  # a folder may hold another tokenizer tomorrow
+        sources.append(files_state(Path(p.tokenizer)))
+    digest = hashlib.sha256(json.dumps([made_from, *sources, _FORMAT], sort_keys=True).encode()).hexdigest()
     return Path(p.runs_dir) / "tokenized" / f"{Path(p.corpus).stem}-{digest[:12]}"
 
 
@@ -92,7 +95,8 @@ def train_bpe(documents: Sequence[str], vocab_size: int, pre_tokenizer: str = "b
     """A BPE of `vocab_size` types learnt from `documents`, and 5 special tokens with the ids 0 to 4.
 
     "byte-level" works on bytes, without a prefix space, and knows every text; "whitespace-punctuation" splits at white
-    space and punctuation as the paper's example shows, and maps characters it has not learnt to <unk>.
+    space and punctuation as the paper's example shows, and maps characters it has not learnt to <unk>. Learns fewer
+    types if the documents run out of merges. Raises ParameterError if their characters alone are more than `vocab_size`.
     """
     specials = list(SPECIAL_TOKENS.values())
     byte_level = pre_tokenizer == "byte-level"
@@ -109,6 +113,9 @@ def train_bpe(documents: Sequence[str], vocab_size: int, pre_tokenizer: str = "b
         show_progress=False,
     )
     tokenizer.train_from_iterator(_batches(documents, "training the tokenizer"), trainer, length=len(documents))
+    n_types = tokenizer.get_vocab_size() - len(specials)
+    if n_types > vocab_size:  # the trainer keeps every character, whatever was asked for
+        raise ParameterError(f"vocab_size: {vocab_size} is smaller than the {n_types} characters of the corpus; raise it")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS)
 
 
@@ -234,14 +241,15 @@ def truncated(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> PreTrained
 def low_frequency_shares(p: TokenizationParams, corpus: TokenizedCorpus, vocab_sizes: Sequence[int], share: float) -> pd.DataFrame:
     """Share of the vocabulary that is low-frequency, for BPE vocabularies of several sizes (Figure 2b).
 
+    Shares are of the types that occur in the text: bytes that never do would make small vocabularies look rare.
     A type is low-frequency here if it lies outside the most frequent types that together cover `share` of the tokens
     (a percentile of the types' own counts would give the same share at every size). Columns: vocab_size, n_tokens,
-    low_frequency (share of the vocabulary), below_percentile (share at or below the 100·`share`-th percentile of the
-    counts of the largest vocabulary). The text is the training split, decoded from its ids, at most 5,000 documents of
-    it; kept in the corpus's cache, for it takes a while.
+    low_frequency, below_percentile (share at or below the 100·`share`-th percentile of the counts of the largest
+    vocabulary, which makes it `share` there by construction). The text is the training split, decoded from its ids, at
+    most 5,000 documents of it; kept in the corpus's cache, for it takes a while.
     """
     cached = cache_dir(p) / "low_frequency_shares.json"
-    key = {"vocab_sizes": list(vocab_sizes), "share": share}
+    key = {"vocab_sizes": list(vocab_sizes), "share": share, "of": "occurring types"}
     columns = ["vocab_size", "n_tokens", "low_frequency", "below_percentile"]
     if cached.exists() and (found := runs.read_json(cached))["key"] == key:
         return pd.DataFrame(found["rows"], columns=columns)
@@ -249,8 +257,9 @@ def low_frequency_shares(p: TokenizationParams, corpus: TokenizedCorpus, vocab_s
     for size in sorted(vocab_sizes, reverse=True):
         smaller = truncated(corpus.tokenizer, size)
         counts = token_counts(encode(smaller, documents)[0], len(smaller))
-        limit = np.percentile(counts[counts > 0], 100 * share) if limit is None else limit
-        low = {"low_frequency": 1 - types_to_cover(counts, share) / len(counts), "below_percentile": float((counts <= limit).mean())}
+        seen = counts[counts > 0]
+        limit = np.percentile(seen, 100 * share) if limit is None else limit
+        low = {"low_frequency": 1 - types_to_cover(seen, share) / len(seen), "below_percentile": float((seen <= limit).mean())}
         rows.insert(0, {"vocab_size": size, "n_tokens": int(counts.sum()), **low})
     runs.write_json(cached, {"key": key, "rows": rows})
     return pd.DataFrame(rows, columns=columns)

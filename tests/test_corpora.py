@@ -60,6 +60,11 @@ def test_a_named_corpus_reads_a_local_copy(tmp_path):
     assert len(load("imdb-xl", corpus_path=str(tmp_path)).train) == 10
 
 
+def test_dropped_documents_are_counted(tmp_path):
+    assert "3 empty or missing documents dropped" in load(write(tmp_path, "parquet", texts=[*TEXTS, None, "", "  "])).description
+    assert "documents dropped" not in load(write(tmp_path, "jsonl")).description
+
+
 def test_a_hub_that_cannot_be_reached_names_the_parameter():
     with pytest.raises(CorpusError, match="set corpus_path"):
         load("imdb")

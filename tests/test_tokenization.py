@@ -1,5 +1,8 @@
 """Tokenizers, ids, blocks and the statistics of counts."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -119,6 +122,41 @@ def test_a_pre_trained_tokenizer_from_a_folder(tmp_path, byte_level):
     assert tokenization.load_tokenizer(str(tmp_path)).eos_token == "</s>"
     with pytest.raises(ParameterError, match="cannot be read"):
         tokenization.load_tokenizer(str(tmp_path / "nowhere"))
+
+
+def test_another_tokenizer_in_the_same_folder_is_another_cache(miniature, tmp_path):
+    p = miniature(tokenizer=str(tmp_path))
+    sizes = []
+    for vocab_size in (280, 290):
+        train_bpe(TEXTS, vocab_size).save_pretrained(tmp_path)
+        sizes.append(len(tokenization.tokenize_corpus(p).tokenizer))
+    assert sizes == [285, 295]
+
+
+def test_a_vocabulary_smaller_than_the_characters_is_refused_and_too_few_merges_are_not():
+    with pytest.raises(ParameterError, match="characters of the corpus; raise it"):
+        train_bpe(TEXTS, 5, "whitespace-punctuation")
+    assert len(train_bpe(["aa bb"], 5000)) < 5005
+
+
+def test_a_cache_hit_reads_no_data_set_library(miniature):
+    p = miniature()
+    tokenization.tokenize_corpus(p)
+    code = (
+        "import json, sys; from fairlm_utils import params, tokenization as t; "
+        "t.tokenize_corpus(params.EvaluationParams.check(json.loads(sys.argv[1]))); assert 'datasets' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, p.model_dump_json()], check=True)
+
+
+def test_low_frequency_shares_are_of_the_types_that_occur(miniature):
+    p = miniature(data_seed=3)
+    shares = tokenization.low_frequency_shares(p, tokenization.tokenize_corpus(p), [280, 300], 0.95)
+    corpus = tokenization.tokenize_corpus(p)
+    counts = token_counts(encode(corpus.tokenizer, tokenization._decoded(corpus, 5000))[0], len(corpus.tokenizer))
+    seen = counts[counts > 0]
+    assert len(seen) < len(counts)  # most bytes never occur
+    assert shares["low_frequency"].iloc[-1] == pytest.approx(1 - tokenization.types_to_cover(seen, 0.95) / len(seen))
 
 
 def test_low_frequency_shares(miniature):
