@@ -77,7 +77,9 @@ def weight_decay_colour(weight_decay: float) -> str:
     return "#" + "".join(f"{round(a + (b - a) * (place - low)):02x}" for a, b in zip(*channels, strict=True))
 
 
-def _by_weight_decay(frame: pd.DataFrame, colours: Callable[[float], str] = weight_decay_colour) -> tuple[alt.Color, alt.Parameter, Any]:
+def _by_weight_decay(
+    frame: pd.DataFrame, colours: Callable[[float], str] = weight_decay_colour
+) -> tuple[alt.Color, alt.Parameter, Any]:
     """Colour by λ, a selection bound to its legend, and the opacity that follows it."""
     values = sorted(frame["weight_decay"].unique())
     labels = [f"{v:g}" for v in values]
@@ -124,17 +126,28 @@ def _against_weight_decay(frame: pd.DataFrame, group: str, colours: dict[str, st
     order, title = [f"{v:g}" for v in sorted(frame["weight_decay"].unique())], group.replace("_", " ")
     base = alt.Chart().encode(
         x=alt.X("λ:O", sort=order, title="weight decay λ (evenly spaced)", axis=alt.Axis(labelAngle=0)),
-        color=alt.Color(f"{group}:N", sort=list(colours), scale=alt.Scale(domain=list(colours), range=list(colours.values())), title=title),
+        color=alt.Color(
+            f"{group}:N",
+            sort=list(colours),
+            scale=alt.Scale(domain=list(colours), range=list(colours.values())),
+            title=title,
+        ),
         tooltip=["λ", alt.Tooltip(f"{group}:N"), *_statistics()],
     )
     line = base.mark_line(strokeWidth=2).encode(y=_y(y_title))
-    points = base.mark_point(filled=True, size=60, opacity=1).encode(y="mean:Q", shape=alt.Shape(f"{group}:N", sort=list(colours), scale=alt.Scale(domain=list(colours)), title=title))
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(
+        y="mean:Q",
+        shape=alt.Shape(f"{group}:N", sort=list(colours), scale=alt.Scale(domain=list(colours)), title=title),
+    )
     return alt.layer(line, _interval_over_seeds(base), points)
 
 
 def _statistics() -> list[alt.Tooltip]:
     titles = {"mean": "mean over seeds", "low": "interval from", "high": "to"}
-    return [*(alt.Tooltip(f"{k}:Q", title=v, format=".4f") for k, v in titles.items()), alt.Tooltip("n_seeds:Q", title="seeds")]
+    return [
+        *(alt.Tooltip(f"{k}:Q", title=v, format=".4f") for k, v in titles.items()),
+        alt.Tooltip("n_seeds:Q", title="seeds"),
+    ]
 
 
 def figure_1(classes: pd.DataFrame) -> alt.Chart:
@@ -144,18 +157,26 @@ def figure_1(classes: pd.DataFrame) -> alt.Chart:
     """
     chart = _against_weight_decay(classes, "frequency_class", CLASS_COLOURS, "loss (nats, mean over types)")
     return _finish(
-        chart, _labelled(classes), "Loss of low- and high-frequency types against weight decay", "Line chart of the mean loss of low-frequency and "
-        "of high-frequency token types against weight decay, training and held-out text, with intervals over seeds", y="independent",
-    )  # fmt: skip
+        chart,
+        _labelled(classes),
+        "Loss of low- and high-frequency types against weight decay",
+        "Line chart of the mean loss of low-frequency and "
+        "of high-frequency token types against weight decay, training and held-out text, with intervals over seeds",
+        y="independent",
+    )
 
 
 def figure_3(totals: pd.DataFrame) -> alt.Chart:
     """Figure 3: average and token-balanced loss (y, nats) against λ (x). Column `measure` names the two."""
     chart = _against_weight_decay(totals, "measure", MEASURE_COLOURS, "loss (nats)")
     return _finish(
-        chart, _labelled(totals), "Average and token-balanced loss against weight decay", "Line chart of the average loss over tokens and of the "
-        "token-balanced loss over types against weight decay, training and held-out text, with intervals over seeds", y="independent",
-    )  # fmt: skip
+        chart,
+        _labelled(totals),
+        "Average and token-balanced loss against weight decay",
+        "Line chart of the average loss over tokens and of the "
+        "token-balanced loss over types against weight decay, training and held-out text, with intervals over seeds",
+        y="independent",
+    )
 
 
 def by_bin(bins: pd.DataFrame, y_title: str = "loss (nats, mean over types)") -> alt.Chart:
@@ -167,7 +188,9 @@ def by_bin(bins: pd.DataFrame, y_title: str = "loss (nats, mean over types)") ->
     order = frame.sort_values("bin_low")["bin"].unique().tolist()
     colour, chosen, opacity = _by_weight_decay(frame)
     base = alt.Chart().encode(
-        x=alt.X("bin:O", sort=order, title="training count n_v of the type (powers of 3)", axis=alt.Axis(labelAngle=-40)),
+        x=alt.X(
+            "bin:O", sort=order, title="training count n_v of the type (powers of 3)", axis=alt.Axis(labelAngle=-40)
+        ),
         color=colour,
         opacity=opacity,
         tooltip=[alt.Tooltip("bin:O", title="training count"), "λ", *_statistics()],
@@ -176,9 +199,12 @@ def by_bin(bins: pd.DataFrame, y_title: str = "loss (nats, mean over types)") ->
     points = base.mark_point(filled=True, size=45).encode(y="mean:Q").add_params(chosen)
     name = y_title.split(" (")[0]
     return _finish(
-        alt.layer(line, _interval_over_seeds(base), points), frame, f"{name.capitalize()} by frequency of the type",
-        f"Line chart of the {name} by frequency bin of the token type, one curve a weight decay, with intervals over seeds", y="independent",
-    )  # fmt: skip
+        alt.layer(line, _interval_over_seeds(base), points),
+        frame,
+        f"{name.capitalize()} by frequency of the type",
+        f"Line chart of the {name} by frequency bin of the token type, one curve a weight decay, with intervals over seeds",
+        y="independent",
+    )
 
 
 def learning_curves(curves: pd.DataFrame, n_bins: int = 4) -> alt.Chart:
@@ -223,31 +249,48 @@ def rank_frequency(frame: pd.DataFrame, percentiles: pd.DataFrame) -> alt.Chart:
     x = alt.X("rank:Q", scale=alt.Scale(type="log"), title="rank of the type")
     line = alt.Chart(frame).mark_line(strokeWidth=2.5, color="#0072b2").encode(x=x, y=y, tooltip=["rank:Q", "count:Q"])
     marked = percentiles.assign(label=percentiles["percentile"].map("{:g}th percentile".format))
-    rules = alt.Chart(marked).mark_rule(strokeDash=[4, 4], color="#d55e00").encode(y="count:Q", tooltip=["label:N", "count:Q"])
-    text = alt.Chart(marked).mark_text(align="right", dy=-6, dx=-4, color="#b04a00").encode(
-        y="count:Q", x=alt.value(2 * WIDTH), text="label:N"
+    rules = (
+        alt.Chart(marked)
+        .mark_rule(strokeDash=[4, 4], color="#d55e00")
+        .encode(y="count:Q", tooltip=["label:N", "count:Q"])
+    )
+    text = (
+        alt.Chart(marked)
+        .mark_text(align="right", dy=-6, dx=-4, color="#b04a00")
+        .encode(y="count:Q", x=alt.value(2 * WIDTH), text="label:N")
     )
     return alt.layer(line, rules, text).properties(
-        width=2 * WIDTH, height=HEIGHT, title="Rank and frequency of the vocabulary",
+        width=2 * WIDTH,
+        height=HEIGHT,
+        title="Rank and frequency of the vocabulary",
         description="Log-log line of the occurrences of token types against their rank, with percentiles of the counts marked",
-    )  # fmt: skip
+    )
 
 
 def coverage(frame: pd.DataFrame) -> alt.Chart:
     """Share of tokens covered (y) by the most frequent share of the types (x, log). Columns top_share, coverage, source."""
     colours = {"measured": "#0072b2", "the paper's claim": "#d55e00"}
     base = alt.Chart(frame).encode(
-        x=alt.X("top_share:Q", scale=alt.Scale(type="log"), title="most frequent share of the types", axis=alt.Axis(format="~%")),
-        y=alt.Y("coverage:Q", title="share of tokens covered", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+        x=alt.X(
+            "top_share:Q",
+            scale=alt.Scale(type="log"),
+            title="most frequent share of the types",
+            axis=alt.Axis(format="~%"),
+        ),
+        y=alt.Y(
+            "coverage:Q", title="share of tokens covered", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])
+        ),
         color=alt.Color("source:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), title=None),
         tooltip=[alt.Tooltip("top_share:Q", format=".3%"), alt.Tooltip("coverage:Q", format=".1%"), "source:N"],
     )
     measured = base.transform_filter("datum.source == 'measured'").mark_line(point=True, strokeWidth=2)
     claimed = base.transform_filter("datum.source != 'measured'").mark_point(size=140, filled=True, shape="diamond")
     return alt.layer(measured, claimed).properties(
-        width=2 * WIDTH, height=HEIGHT, title="Share of tokens covered by the most frequent types",
+        width=2 * WIDTH,
+        height=HEIGHT,
+        title="Share of tokens covered by the most frequent types",
         description="Line of the share of tokens covered against the most frequent share of types, with the point the paper claims",
-    )  # fmt: skip
+    )
 
 
 def low_frequency_share(frame: pd.DataFrame) -> alt.Chart:
@@ -257,17 +300,26 @@ def low_frequency_share(frame: pd.DataFrame) -> alt.Chart:
         .mark_line(point=alt.OverlayMarkDef(size=60), strokeWidth=2)
         .encode(
             x=alt.X("vocab_size:Q", title="vocabulary size (types)", scale=alt.Scale(type="log", nice=False)),
-            y=alt.Y("share:Q", title="share of types that are low-frequency", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
-            color=alt.Color("definition:N", scale=alt.Scale(range=["#0072b2", "#d55e00", "#009e73"]), title="low-frequency"),
+            y=alt.Y(
+                "share:Q",
+                title="share of types that are low-frequency",
+                scale=alt.Scale(domain=[0, 1]),
+                axis=alt.Axis(format="%"),
+            ),
+            color=alt.Color(
+                "definition:N", scale=alt.Scale(range=["#0072b2", "#d55e00", "#009e73"]), title="low-frequency"
+            ),
             strokeDash=alt.StrokeDash("definition:N", title="low-frequency"),
             tooltip=["vocab_size:Q", alt.Tooltip("share:Q", format=".1%"), "definition:N"],
         )
         .configure_legend(labelLimit=400)
         .properties(
-            width=1.4 * WIDTH, height=HEIGHT, title="Low-frequency types against vocabulary size",
+            width=1.4 * WIDTH,
+            height=HEIGHT,
+            title="Low-frequency types against vocabulary size",
             description="Line of the share of low-frequency token types against the size of the vocabulary",
         )
-    )  # fmt: skip
+    )
 
 
 def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int = 92) -> alt.LayerChart:
@@ -277,7 +329,9 @@ def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int 
     """
     rows, x, y = [], 0, 0
     for token, name in zip(tokens, classes, strict=True):
-        text = token.replace("\n", "⏎").replace("\t", " ").replace(" ", "\u00a0")  # plain spaces at the ends are trimmed
+        text = (
+            token.replace("\n", "⏎").replace("\t", " ").replace(" ", "\u00a0")
+        )  # plain spaces at the ends are trimmed
         if x + len(text) > columns and x:
             x, y = 0, y + 1
         rows.append({"x": x, "end": x + len(text), "y": y, "text": text, "frequency class": name})
@@ -285,18 +339,25 @@ def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int 
         y += "\n" in token
     frame = pd.DataFrame(rows)
     base = alt.Chart(frame).encode(
-        x=alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, columns + 2], nice=False)), y=alt.Y("y:O", axis=None),
+        x=alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, columns + 2], nice=False)),
+        y=alt.Y("y:O", axis=None),
         tooltip=["text:N", "frequency class:N"],
-    )  # fmt: skip
+    )
     box = base.mark_bar(opacity=0.28, stroke="white", strokeWidth=1).encode(
         x2="end:Q",
-        color=alt.Color("frequency class:N", scale=alt.Scale(domain=list(CLASS_COLOURS), range=list(CLASS_COLOURS.values()))),
+        color=alt.Color(
+            "frequency class:N", scale=alt.Scale(domain=list(CLASS_COLOURS), range=list(CLASS_COLOURS.values()))
+        ),
     )
-    letters = base.mark_text(align="left", font="DejaVu Sans Mono, monospace", fontSize=11, color="#202020").encode(text="text:N")
+    letters = base.mark_text(align="left", font="DejaVu Sans Mono, monospace", fontSize=11, color="#202020").encode(
+        text="text:N"
+    )
     return alt.layer(box, letters).properties(
-        width=(columns + 2) * 6.65, height=alt.Step(20), title="An example document",
+        width=(columns + 2) * 6.65,
+        height=alt.Step(20),
+        title="An example document",
         description="The beginning of a document with every token shaded by whether its type is low- or high-frequency",
-    )  # fmt: skip
+    )
 
 
 def hurt_tokens(frame: pd.DataFrame) -> alt.Chart:
@@ -307,20 +368,30 @@ def hurt_tokens(frame: pd.DataFrame) -> alt.Chart:
         .mark_bar(color="#0072b2")
         .encode(
             x=alt.X("loss:Q", title="loss (nats)"),
-            y=alt.Y("token_id:N", sort=frame["token_id"].tolist(), title="token type and its training count", axis=None),
+            y=alt.Y(
+                "token_id:N", sort=frame["token_id"].tolist(), title="token type and its training count", axis=None
+            ),
             tooltip=["name:N", alt.Tooltip("loss:Q", format=".4f"), alt.Tooltip("accuracy:Q", format=".3f")],
         )
-        + alt.Chart(frame).mark_text(align="right", dx=-6, fontSize=11).encode(
-            x=alt.value(0), y=alt.Y("token_id:N", sort=frame["token_id"].tolist(), axis=None), text="name:N"
-        )
+        + alt.Chart(frame)
+        .mark_text(align="right", dx=-6, fontSize=11)
+        .encode(x=alt.value(0), y=alt.Y("token_id:N", sort=frame["token_id"].tolist(), axis=None), text="name:N")
     ).properties(
-        width=1.3 * WIDTH, height=alt.Step(17), title={"text": "Loss of single token types", "offset": 10}, padding={"left": 190, "right": 10, "top": 10, "bottom": 10},
+        width=1.3 * WIDTH,
+        height=alt.Step(17),
+        title={"text": "Loss of single token types", "offset": 10},
+        padding={"left": 190, "right": 10, "top": 10, "bottom": 10},
         description="Bars of the loss of the most and the least hurt token types, with their training counts",
-    )  # fmt: skip
+    )
 
 
 def _log(field: str, title: str) -> dict[str, Any]:
-    return {"shorthand": field, "title": title, "scale": alt.Scale(type="log", nice=False), "axis": alt.Axis(format="~g")}
+    return {
+        "shorthand": field,
+        "title": title,
+        "scale": alt.Scale(type="log", nice=False),
+        "axis": alt.Axis(format="~g"),
+    }
 
 
 def theory_loss(frame: pd.DataFrame, thresholds: pd.DataFrame) -> alt.HConcatChart:
@@ -330,16 +401,28 @@ def theory_loss(frame: pd.DataFrame, thresholds: pd.DataFrame) -> alt.HConcatCha
     """
     frame, thresholds = _labelled(frame), _labelled(thresholds)
     values = sorted(frame["weight_decay"].unique())  # far below those of AdamW, so they have colours of their own
-    colour, chosen, opacity = _by_weight_decay(frame, lambda v: _VIRIDIS[values.index(v) * (len(_VIRIDIS) - 2) // max(1, len(values) - 1)])
+    colour, chosen, opacity = _by_weight_decay(
+        frame, lambda v: _VIRIDIS[values.index(v) * (len(_VIRIDIS) - 2) // max(1, len(values) - 1)]
+    )
     colour = colour.title("λ_W = λ_H")
-    base = alt.Chart(frame).mark_line(strokeWidth=2).encode(
-        x=alt.X(**_log("n_k:Q", "samples of the class n_k")), color=colour, opacity=opacity,
-        tooltip=["n_k:Q", "λ", alt.Tooltip("loss:Q", format=".4f"), alt.Tooltip("derivative:Q", format=".4g")],
-    )  # fmt: skip
+    base = (
+        alt.Chart(frame)
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X(**_log("n_k:Q", "samples of the class n_k")),
+            color=colour,
+            opacity=opacity,
+            tooltip=["n_k:Q", "λ", alt.Tooltip("loss:Q", format=".4f"), alt.Tooltip("derivative:Q", format=".4g")],
+        )
+    )
     rules = alt.Chart(thresholds).mark_rule(strokeDash=[4, 4]).encode(x="n_k:Q", color=colour, opacity=opacity)
     left = alt.layer(base.encode(y=alt.Y(**_log("loss:Q", "loss of the class (nats)"))).add_params(chosen), rules)
-    right = base.transform_filter("datum.derivative > 0").encode(y=alt.Y(**_log("derivative:Q", "dℓ_k/dλ (nats per unit of λ)")))
-    return alt.hconcat(left.properties(width=WIDTH, height=HEIGHT), right.properties(width=WIDTH, height=HEIGHT)).properties(
+    right = base.transform_filter("datum.derivative > 0").encode(
+        y=alt.Y(**_log("derivative:Q", "dℓ_k/dλ (nats per unit of λ)"))
+    )
+    return alt.hconcat(
+        left.properties(width=WIDTH, height=HEIGHT), right.properties(width=WIDTH, height=HEIGHT)
+    ).properties(
         title="The theory: loss of a class and how fast it rises with λ",
         description="Log-log lines of the loss of a class and of its derivative against its number of samples, one a weight decay",
     )
@@ -358,7 +441,11 @@ def theory_fit(frame: pd.DataFrame) -> alt.FacetChart:
     points = base.mark_point(filled=True, size=50, color="#0072b2").encode(y=alt.Y("measured:Q"), tooltip=tooltip)
     layered = alt.layer(line, points, data=frame).properties(width=140, height=150)
     panels = frame.sort_values("weight_decay")["panel"].unique().tolist()
-    return layered.facet(alt.Facet("panel:N", sort=panels, title=None), columns=5).resolve_scale(y="independent").properties(
-        title="Measured loss by frequency (points) and the theory's fitted curve (line)",
-        description="Points of the measured training loss by frequency bin and the line of the fitted theory, one panel a weight decay",
-    )  # fmt: skip
+    return (
+        layered.facet(alt.Facet("panel:N", sort=panels, title=None), columns=5)
+        .resolve_scale(y="independent")
+        .properties(
+            title="Measured loss by frequency (points) and the theory's fitted curve (line)",
+            description="Points of the measured training loss by frequency bin and the line of the fitted theory, one panel a weight decay",
+        )
+    )

@@ -65,7 +65,9 @@ def _claims(totals, bins, classes, weight_decay, confidence) -> list[Claim]:
     low, high = (_class_change(classes, "training", c, weight_decay) for c in ("low", "high"))
     held_low, held_high = (_class_change(classes, "held-out", c, weight_decay) for c in ("low", "high"))
     speed = bins[bins["split"] == "training"]
-    rare, frequent = (_change(speed[speed["bin_low"] == b], "learning_speed", weight_decay) for b in (1, speed["bin_low"].max()))
+    rare, frequent = (
+        _change(speed[speed["bin_low"] == b], "learning_speed", weight_decay) for b in (1, speed["bin_low"].max())
+    )
     covered = len(average) > 0
 
     def ratio(change):
@@ -79,17 +81,25 @@ def _claims(totals, bins, classes, weight_decay, confidence) -> list[Claim]:
 
     return [
         Claim(
-            f"the average training loss stays nearly as it was ({at})", "Figure 3, Table 1", "×1.33", ratio(average),
-            verdict((average["ratio"] <= 1.5).all()), "at most ×1.5 in every seed",
+            f"the average training loss stays nearly as it was ({at})",
+            "Figure 3, Table 1",
+            "×1.33",
+            ratio(average),
+            verdict((average["ratio"] <= 1.5).all()),
+            "at most ×1.5 in every seed",
         ),
         Claim(
-            f"the token-balanced training loss rises much more than the average ({at})", "Figure 3, Table 1", "×2.47 against ×1.33",
+            f"the token-balanced training loss rises much more than the average ({at})",
+            "Figure 3, Table 1",
+            "×2.47 against ×1.33",
             f"{ratio(balanced)} against {ratio(average)}",
             verdict((balanced["ratio"].to_numpy() >= 1.25 * average["ratio"].to_numpy()).all()),
             "balanced ratio at least 1.25 times the average ratio in every seed",
         ),
         Claim(
-            f"low-frequency types pay, high-frequency types do not ({at}, nats, training)", "Figure 1", "rises against flat",
+            f"low-frequency types pay, high-frequency types do not ({at}, nats, training)",
+            "Figure 1",
+            "rises against flat",
             f"low {difference(low)}, high {difference(high)}",
             verdict(
                 (low["difference"].to_numpy() > high["difference"].to_numpy()).all(), (high["difference"] <= 0.1).all()
@@ -97,21 +107,35 @@ def _claims(totals, bins, classes, weight_decay, confidence) -> list[Claim]:
             "low rises more than high in every seed; high by at most 0.1 nats",
         ),
         Claim(
-            f"balanced accuracy hardly moves ({at}, training)", "Table 1", "98.80 % → 98.71 %", difference(accuracy * 100, "{:+.2f} points"),
-            verdict((accuracy["difference"] >= -0.01).all()), "falls by at most 1 point in every seed",
+            f"balanced accuracy hardly moves ({at}, training)",
+            "Table 1",
+            "98.80 % → 98.71 %",
+            difference(accuracy * 100, "{:+.2f} points"),
+            verdict((accuracy["difference"] >= -0.01).all()),
+            "falls by at most 1 point in every seed",
         ),
         _threshold(training, confidence),
         Claim(
-            f"λ slows the learning of rare types more than of frequent ones ({at}, training)", "Figure 4b", "lower speed in rare bins",
+            f"λ slows the learning of rare types more than of frequent ones ({at}, training)",
+            "Figure 4b",
+            "lower speed in rare bins",
             f"rarest bin {difference(rare)}, most frequent {difference(frequent)}",
-            verdict((rare["difference"].to_numpy() < frequent["difference"].to_numpy()).all(), (rare["difference"] < 0).all()),
+            verdict(
+                (rare["difference"].to_numpy() < frequent["difference"].to_numpy()).all(),
+                (rare["difference"] < 0).all(),
+            ),
             "the rarest bin's speed falls, and more than the most frequent bin's, in every seed",
         ),
         Claim(
-            f"on held-out text too, low-frequency types lose more than high-frequency ones ({at}, nats)", "none: asked by the reviewers",
-            "not measured", f"low {difference(held_low)}, high {difference(held_high)}",
-            NOT_COVERED if not covered
-            else "holds" if (held_low["difference"] > 0).all() and (held_low["difference"].to_numpy() > held_high["difference"].to_numpy()).all()
+            f"on held-out text too, low-frequency types lose more than high-frequency ones ({at}, nats)",
+            "none: asked by the reviewers",
+            "not measured",
+            f"low {difference(held_low)}, high {difference(held_high)}",
+            NOT_COVERED
+            if not covered
+            else "holds"
+            if (held_low["difference"] > 0).all()
+            and (held_low["difference"].to_numpy() > held_high["difference"].to_numpy()).all()
             else "does not hold",
             "held-out loss of low-frequency types rises, and more than that of high-frequency types, in every seed",
         ),
@@ -123,9 +147,12 @@ def _threshold(training: pd.DataFrame, confidence: float) -> Claim:
     covered = len(small) > 0 and len(clear) > 0
     parts = ((small["ratio"] <= 1.1).all(), (clear["ratio"] > 1.1).all()) if covered else ()
     return Claim(
-        "little change of the balanced training loss up to λ = 0.1, a clear one from 0.3", "Table 1", "stated without numbers",
+        "little change of the balanced training loss up to λ = 0.1, a clear one from 0.3",
+        "Table 1",
+        "stated without numbers",
         f"{_interval(small['ratio'], confidence, '×{:.2f}')} at 0.1, {_interval(clear['ratio'], confidence, '×{:.2f}')} at 0.3"
-        if covered else "–",
+        if covered
+        else "–",
         NOT_COVERED if not covered else REPRODUCED if all(parts) else IN_PART if any(parts) else NOT,
         "at most ×1.1 at 0.1 and more at 0.3, in every seed",
     )

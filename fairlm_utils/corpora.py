@@ -53,7 +53,11 @@ def load_corpus(p: CorpusParams) -> Corpus:
     documents. Raises CorpusError if the corpus cannot be read, with the parameter to set.
     """
     if p.corpus == PYTHON_DOCS:
-        train, heldout, origin = list(python_docs()), None, f"documentation of {platform.python_implementation()} {platform.python_version()}"
+        train, heldout, origin = (
+            list(python_docs()),
+            None,
+            f"documentation of {platform.python_implementation()} {platform.python_version()}",
+        )
     else:
         train, heldout, origin = _load_dataset(p)
     n_read = len(train) + len(heldout or ())
@@ -72,7 +76,9 @@ def load_corpus(p: CorpusParams) -> Corpus:
     if p.max_documents:
         train, heldout = train[: p.max_documents], heldout[: p.max_documents]
     if not train or not heldout:
-        raise CorpusError(f"corpus: {p.corpus!r} has {len(train)} training and {len(heldout)} held-out documents; both are needed")
+        raise CorpusError(
+            f"corpus: {p.corpus!r} has {len(train)} training and {len(heldout)} held-out documents; both are needed"
+        )
     characters = [sum(map(len, split)) for split in (train, heldout)]
     description = (
         f"{p.corpus} ({origin}): {len(train):,} training documents of {characters[0]:,} characters, "
@@ -115,10 +121,14 @@ def python_docs() -> Iterator[str]:
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
-        raise CorpusError("corpus: this Python came without pydoc_data; install its full standard library or choose another corpus") from error
+        raise CorpusError(
+            "corpus: this Python came without pydoc_data; install its full standard library or choose another corpus"
+        ) from error
     texts = [*_docstrings(Path(sysconfig.get_path("stdlib"))), *(topics[key] for key in sorted(topics))]
     if len(texts) < 1000:
-        raise CorpusError("corpus: this Python came without the sources of its standard library; install them or choose another corpus")
+        raise CorpusError(
+            "corpus: this Python came without the sources of its standard library; install them or choose another corpus"
+        )
     yield from (text for text in dict.fromkeys(texts) if len(text) >= MIN_CHARACTERS)
 
 
@@ -138,7 +148,9 @@ def _docstrings_of(path: Path) -> Iterator[str]:
     except (SyntaxError, ValueError):  # templates and files in other encodings
         return
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (text := ast.get_docstring(node)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+            text := ast.get_docstring(node)
+        ):
             yield text
 
 
@@ -177,9 +189,13 @@ def _read(datasets: Any, location: Path) -> Any:
 
 def _texts(split: Any, column: str) -> list[str]:
     if column not in split.column_names:
-        raise ParameterError(f"text_column: the corpus has no column {column!r}; it has {', '.join(split.column_names)}")
+        raise ParameterError(
+            f"text_column: the corpus has no column {column!r}; it has {', '.join(split.column_names)}"
+        )
     texts = split[column][:] if hasattr(split[column], "__getitem__") else list(split[column])
     kind = next((type(t).__name__ for t in texts if t is not None and not isinstance(t, str)), None)
     if kind:
-        raise ParameterError(f"text_column: column {column!r} holds {kind}, not text; it has {', '.join(split.column_names)}")
+        raise ParameterError(
+            f"text_column: column {column!r} holds {kind}, not text; it has {', '.join(split.column_names)}"
+        )
     return texts

@@ -1,6 +1,6 @@
 """What an experiment costs before it is run: floating-point operations, memory and time of training.
 
-    python -m fairlm_utils.cost params/paper/openelm-270m-imdb.yaml
+python -m fairlm_utils.cost params/paper/openelm-270m-imdb.yaml
 """
 
 from __future__ import annotations
@@ -55,7 +55,11 @@ def parameter_counts(config: PreTrainedConfig) -> tuple[int, int]:
 
 def attention_width(config: PreTrainedConfig) -> int:
     """Sum over layers of query heads × head dimension: the width of attention's score and value products."""
-    heads = config.num_query_heads if hasattr(config, "num_query_heads") else [config.num_attention_heads] * config.num_hidden_layers
+    heads = (
+        config.num_query_heads
+        if hasattr(config, "num_query_heads")
+        else [config.num_attention_heads] * config.num_hidden_layers
+    )
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return sum(heads) * width
 
@@ -101,6 +105,7 @@ def cost_table(points: Sequence[EvaluationParams]) -> pd.DataFrame:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the cost of experiment files."""
     parser = argparse.ArgumentParser(prog="python -m fairlm_utils.cost", description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", help="experiment files, e.g. params/paper/*.yaml")
     params.add_override_option(parser)
@@ -110,7 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for file in files:
             points = params.expand(params.read(file, options.overrides), str(file))
-            table = cost_table(points).map(lambda v: f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if type(v) is int else v)
+            table = cost_table(points).map(
+                lambda v: f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if type(v) is int else v
+            )
             print(f"\n{file.stem}: {points[0].model}, {len(points)} runs of {points[0].steps:,} steps")
             print(tabulate(table, headers="keys", showindex=False, disable_numparse=True))
     except ParameterError as error:

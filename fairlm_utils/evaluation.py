@@ -1,7 +1,7 @@
 """Evaluating a trained model token by token, in memory that does not grow with the number of tokens.
 
-    python -m fairlm_utils.evaluation params/quick.yaml -p weight_decay 0.3 -p seed 1      # trains the run first
-    torchrun --nproc-per-node 2 -m fairlm_utils.evaluation ...                              # data parallel
+python -m fairlm_utils.evaluation params/quick.yaml -p weight_decay 0.3 -p seed 1      # trains the run first
+torchrun --nproc-per-node 2 -m fairlm_utils.evaluation ...                              # data parallel
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from fairlm_utils.tokenization import target_counts, tokenize_corpus
 SPLITS = ("training", "held-out")
 
 
-def token_sums(model: PreTrainedModel, data: Dataset, batch_size: int, dtype: torch.dtype = torch.float32) -> np.ndarray:
+def token_sums(
+    model: PreTrainedModel, data: Dataset, batch_size: int, dtype: torch.dtype = torch.float32
+) -> np.ndarray:
     """Tokens, summed loss (nats) and correct predictions of every token type as a target: array [vocabulary, 3].
 
     Streams over the blocks; padding is never counted, and the batch size does not change the sums beyond rounding.
@@ -72,7 +74,9 @@ def load_model(directory: str | Path, vocab_size: int) -> PreTrainedModel:
     try:
         model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False, use_safetensors=True)
     except Exception as error:  # whatever a damaged folder makes transformers raise
-        raise runs.RunError(f"{directory}: the model cannot be read ({error}); remove the run's folder and train it again") from error
+        raise runs.RunError(
+            f"{directory}: the model cannot be read ({error}); remove the run's folder and train it again"
+        ) from error
     if model.config.vocab_size < vocab_size:
         raise runs.RunError(
             f"{directory}: the model has {model.config.vocab_size:,} token types and the tokenizer {vocab_size:,}; use the tokenizer "
@@ -119,12 +123,16 @@ def _write_tables(p: EvaluationParams, directory: Path, curves: pd.DataFrame) ->
     frames = {
         "curves": curves.assign(**key),
         "bins": pd.concat([metrics.by_bin(t).assign(**key, split=s) for s, t in tables.items()]),
-        "classes": pd.concat([metrics.by_class(t, p.low_frequency_percentile).assign(**key, split=s) for s, t in tables.items()]),
+        "classes": pd.concat(
+            [metrics.by_class(t, p.low_frequency_percentile).assign(**key, split=s) for s, t in tables.items()]
+        ),
         "totals": pd.DataFrame([{**key, "split": s, **metrics.totals(t)} for s, t in tables.items()]),
     }
     for name, frame in frames.items():  # totals last: it marks the evaluation as finished
         first = [c for c in metrics.KEYS if c in frame.columns]
-        runs.write_table(directory / "tables" / f"{name}.csv", frame[first + [c for c in frame.columns if c not in first]])
+        runs.write_table(
+            directory / "tables" / f"{name}.csv", frame[first + [c for c in frame.columns if c not in first]]
+        )
 
 
 def read_token_table(directory: str | Path, split: str) -> pd.DataFrame:
@@ -133,7 +141,9 @@ def read_token_table(directory: str | Path, split: str) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise runs.RunError(f"{path}: cannot be read ({error}); remove the run's folder and evaluate it again") from error
+        raise runs.RunError(
+            f"{path}: cannot be read ({error}); remove the run's folder and evaluate it again"
+        ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs.enter_project()
     try:
         values = read(file, options.overrides)
-        p = EvaluationParams.check({k: v for k, v in values.items() if k in EvaluationParams.model_fields}, options.file)
+        p = EvaluationParams.check(
+            {k: v for k, v in values.items() if k in EvaluationParams.model_fields}, options.file
+        )
         training.train(p)
         if training.is_main_process():
             print(evaluate(p))

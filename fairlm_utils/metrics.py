@@ -192,7 +192,14 @@ def learning_curves(steps: np.ndarray, counts: np.ndarray, loss_sums: np.ndarray
         mean = np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)
         seen = (n > 0).any(axis=1)
         frames.append(
-            pd.DataFrame({"bin": bin_label(k), "bin_low": bin_low(k), "step": steps[seen], "loss": np.nanmean(mean[seen], axis=1)})
+            pd.DataFrame(
+                {
+                    "bin": bin_label(k),
+                    "bin_low": bin_low(k),
+                    "step": steps[seen],
+                    "loss": np.nanmean(mean[seen], axis=1),
+                }
+            )
         )
     return pd.concat(frames, ignore_index=True)
 
@@ -204,7 +211,9 @@ def over_seeds(frame: pd.DataFrame, value: str, confidence: float = 0.95) -> pd.
     spread is unknown: `sd`, `low` and `high` are NaN.
     """
     keys = [key for key in KEYS if key in frame.columns and key != "seed"]
-    grouped = frame.groupby(keys, sort=False, dropna=False)[value].agg(mean="mean", sd="std", n_seeds="count").reset_index()
+    grouped = (
+        frame.groupby(keys, sort=False, dropna=False)[value].agg(mean="mean", sd="std", n_seeds="count").reset_index()
+    )
     half = t_half_width(grouped["sd"], grouped["n_seeds"], confidence)
     return grouped.assign(low=grouped["mean"] - half, high=grouped["mean"] + half)
 
@@ -235,5 +244,8 @@ def table_1(frame: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     keys = [key for key in ("model", "split", "weight_decay") if key in frame.columns]
     grouped = frame.groupby(keys, sort=False)[list(measures)]
     mean, sd = grouped.mean(), grouped.std()
-    cells = {m: [f"{a:.4f}" + (f" ± {b:.4f}" if b == b else "") for a, b in zip(mean[m], sd[m], strict=True)] for m in measures}
+    cells = {
+        m: [f"{a:.4f}" + (f" ± {b:.4f}" if b == b else "") for a, b in zip(mean[m], sd[m], strict=True)]
+        for m in measures
+    }
     return pd.DataFrame(cells, index=mean.index).assign(n_seeds=grouped.size()).reset_index()

@@ -20,9 +20,15 @@ disable_progress_bar()  # of saving and loading, shorter than the line that anno
 #: Sizes of Qwen2. The published ones tie input and output embeddings and use a RoPE base of 1e6, which are not the
 #: defaults of Qwen2Config; the tiny one keeps both.
 QWEN2_SIZES: dict[str, dict[str, Any]] = {
-    "qwen2-tiny": dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=256),
-    "qwen2-0.5b": dict(hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864),
-    "qwen2-1.5b": dict(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960),
+    "qwen2-tiny": dict(
+        hidden_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=256
+    ),
+    "qwen2-0.5b": dict(
+        hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864
+    ),
+    "qwen2-1.5b": dict(
+        hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960
+    ),
 }
 
 
@@ -92,7 +98,9 @@ def build_model(name: str, vocab_size: int, context: int, seed: int) -> PreTrain
     return model
 
 
-def weight_decay_groups(model: PreTrainedModel, weight_decay: float, decayed_parameters: str) -> tuple[list[dict], pd.DataFrame]:
+def weight_decay_groups(
+    model: PreTrainedModel, weight_decay: float, decayed_parameters: str
+) -> tuple[list[dict], pd.DataFrame]:
     """Optimiser groups and the table that shows them: parameter, shape, n_parameters, weight_decay.
 
     `decayed_parameters` is "all" or "matrices" (two and more dimensions: embedding included, norm gains and biases

@@ -31,7 +31,14 @@ _PUBLISHED = dict(
 )  # fmt: skip
 #: Constructor arguments of the published sizes, and of a tiny one of the same make for CPUs.
 OPENELM_SIZES: dict[str, dict[str, Any]] = {
-    "openelm-tiny": {**_PUBLISHED, "num_transformer_layers": 2, "model_dim": 128, "head_dim": 16, "num_gqa_groups": 2, "ffn_dim_divisor": 32},
+    "openelm-tiny": {
+        **_PUBLISHED,
+        "num_transformer_layers": 2,
+        "model_dim": 128,
+        "head_dim": 16,
+        "num_gqa_groups": 2,
+        "ffn_dim_divisor": 32,
+    },
     "openelm-270m": {**_PUBLISHED, "num_transformer_layers": 16, "model_dim": 1280, "head_dim": 64},
     "openelm-450m": {**_PUBLISHED, "num_transformer_layers": 20, "model_dim": 1536, "head_dim": 64},
     "openelm-1.1b": {**_PUBLISHED, "num_transformer_layers": 28, "model_dim": 2048, "head_dim": 64},
@@ -56,7 +63,9 @@ def layer_multipliers(value: Any, n_layers: int, name: str) -> list[float]:
     if len(value) == n_layers and n_layers != 2:
         return [float(v) for v in value]
     if len(value) != 2:
-        raise ValueError(f"{name}: {value!r} must be a number, a pair (first, last) or a list of {n_layers} numbers, one a layer")
+        raise ValueError(
+            f"{name}: {value!r} must be a number, a pair (first, last) or a list of {n_layers} numbers, one a layer"
+        )
     return [round(float(v), 2) for v in np.linspace(value[0], value[1], n_layers)]
 
 
@@ -263,12 +272,18 @@ class OpenELMModel(OpenELMPreTrainedModel):
             position_ids = torch.arange(seen, seen + x.shape[1], device=x.device)[None]
         # None where there is no padding: the causal kernels of scaled_dot_product_attention then need no mask in memory
         mask = create_causal_mask(
-            config=self.config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=past_key_values, position_ids=position_ids
+            config=self.config,
+            inputs_embeds=x,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
         )
         rotary = rotary_tables(position_ids, self.config.head_dim, self.config.rope_freq_constant)
         for layer in self.layers:
             x = layer(x, rotary=rotary, mask=mask, cache=past_key_values)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values if use_cache else None)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(x), past_key_values=past_key_values if use_cache else None
+        )
 
 
 class OpenELMForCausalLM(OpenELMPreTrainedModel, GenerationMixin):

@@ -71,24 +71,32 @@ class Parameters(BaseModel):
             and isinstance(value, bool | int | float | str | list | dict | types.NoneType)
         }
         elsewhere = ALL_FIELDS.keys() - cls.model_fields.keys()
-        return cls.check({k: v for k, v in assigned.items() if k not in elsewhere}, source=f"{cls.__name__} of this notebook")
+        return cls.check(
+            {k: v for k, v in assigned.items() if k not in elsewhere}, source=f"{cls.__name__} of this notebook"
+        )
 
 
 class CorpusParams(Parameters):
     """Which documents."""
 
-    corpus: str = Field("python-docs", description="python-docs, imdb, imdb-xl, a Hub data set id, or a local folder or file")
+    corpus: str = Field(
+        "python-docs", description="python-docs, imdb, imdb-xl, a Hub data set id, or a local folder or file"
+    )
     corpus_path: str = Field("", description="local copy of a named corpus; empty reads it from the Hub")
     text_column: str = Field("text", description="column that holds a document's text")
     max_documents: int = Field(0, ge=0, description="documents kept of each split, 0 keeps all")
-    heldout_fraction: float = Field(0.1, gt=0, lt=1, description="share of documents held out if the corpus has no test split")
+    heldout_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share of documents held out if the corpus has no test split"
+    )
     data_seed: int = Field(0, ge=0, description="seed of the document order and of a split made here")
 
 
 class TokenizationParams(CorpusParams):
     """Parameters of `01_tokenization`."""
 
-    tokenizer: str = Field("bpe", description="bpe trains one on the corpus; else a Hub id or folder of a pre-trained one")
+    tokenizer: str = Field(
+        "bpe", description="bpe trains one on the corpus; else a Hub id or folder of a pre-trained one"
+    )
     vocab_size: int = Field(1024, ge=1, description="types a trained BPE learns, to which 5 special tokens are added")
     pre_tokenizer: Literal["byte-level", "whitespace-punctuation"] = Field(
         "byte-level", description="byte-level, or whitespace-punctuation as in the paper's example"
@@ -101,25 +109,36 @@ class TokenizationParams(CorpusParams):
     @model_validator(mode="after")
     def _vocabulary_holds_the_bytes(self) -> Self:
         if self.tokenizer == "bpe" and self.pre_tokenizer == "byte-level" and self.vocab_size < BYTE_ALPHABET:
-            raise ValueError(f"vocab_size: {self.vocab_size} is smaller than the byte alphabet ({BYTE_ALPHABET}); raise it")
+            raise ValueError(
+                f"vocab_size: {self.vocab_size} is smaller than the byte alphabet ({BYTE_ALPHABET}); raise it"
+            )
         return self
 
 
 class TrainingParams(TokenizationParams):
     """Parameters of `02_training`."""
 
-    experiment: str = Field("quick", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the experiment, a folder of runs_dir")
+    experiment: str = Field(
+        "quick", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the experiment, a folder of runs_dir"
+    )
     context: int = Field(64, ge=2, description="tokens a block")
-    packing: bool = Field(True, description="documents joined and cut into full blocks; False cuts and pads each document to one block")
+    packing: bool = Field(
+        True, description="documents joined and cut into full blocks; False cuts and pads each document to one block"
+    )
     max_train_blocks: int = Field(192, ge=0, description="training blocks, 0 takes all")
     max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")
-    model: str = Field("qwen2-tiny", description="a name of fairlm_utils.models.REGISTRY, a config JSON file, or a Hub id")
+    model: str = Field(
+        "qwen2-tiny", description="a name of fairlm_utils.models.REGISTRY, a config JSON file, or a Hub id"
+    )
     weight_decay: float = Field(0.1, ge=0, description="AdamW decoupled weight decay λ")
     decayed_parameters: Literal["all", "matrices"] = Field(
-        "all", description="what λ acts on, all parameters or matrices only (embedding included, norm gains and biases not)"
+        "all",
+        description="what λ acts on, all parameters or matrices only (embedding included, norm gains and biases not)",
     )
     learning_rate: float = Field(4e-3, gt=0, description="peak AdamW learning rate")
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="learning rate after warm-up, linear and cosine fall to 0")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="learning rate after warm-up, linear and cosine fall to 0"
+    )
     warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW β1")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW β2")
@@ -129,14 +148,18 @@ class TrainingParams(TokenizationParams):
     batch_size: int = Field(16, ge=1, description="blocks a step, over all devices, before accumulation")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed into one step")
     window_steps: int = Field(36, ge=1, description="steps a window of the recorded learning curves")
-    checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints, from which an interrupted run continues")
+    checkpoint_steps: int = Field(
+        200, ge=1, description="steps between checkpoints, from which an interrupted run continues"
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 parameters")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
     n_threads: int = Field(1, ge=1, description="CPU threads of a run, part of what makes results repeat bit for bit")
     seed: int = Field(0, ge=0, description="seed of the initialisation and of the batch order")
 
     #: Fields that change where or how often a run writes, not its results: left out of its identity.
-    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset({"experiment", "runs_dir", "corpus_path", "checkpoint_steps", "device"})
+    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset(
+        {"experiment", "runs_dir", "corpus_path", "checkpoint_steps", "device"}
+    )
 
     @field_validator("experiment")
     @classmethod
@@ -147,7 +170,9 @@ class TrainingParams(TokenizationParams):
 
     def identity(self) -> dict[str, Any]:
         """The parameters that determine the results of a run."""
-        return self.model_dump(exclude=set(self.NOT_IDENTITY) | (type(self).model_fields.keys() - TrainingParams.model_fields.keys()))
+        return self.model_dump(
+            exclude=set(self.NOT_IDENTITY) | (type(self).model_fields.keys() - TrainingParams.model_fields.keys())
+        )
 
     def run_id(self) -> str:
         """Name of the run's folder: model, λ, seed and a digest of all parameters that determine its results."""
@@ -164,16 +189,22 @@ class EvaluationParams(TrainingParams):
 class FiguresParams(Parameters):
     """Parameters of `04_figures`."""
 
-    results: str = Field("results/quick", min_length=1, description="folder of result tables, or runs/EXPERIMENT with finished runs")
+    results: str = Field(
+        "results/quick", min_length=1, description="folder of result tables, or runs/EXPERIMENT with finished runs"
+    )
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
 
 
 class TheoryParams(FiguresParams):
     """Parameters of `05_theory`."""
 
-    theory_counts: list[int] = Field([100, 50, 20, 10, 4, 1], min_length=2, description="samples n_k of each class of the checked problem")
+    theory_counts: list[int] = Field(
+        [100, 50, 20, 10, 4, 1], min_length=2, description="samples n_k of each class of the checked problem"
+    )
     theory_weight_decay: float = Field(1e-3, gt=0, description="λ_W and λ_H of the checked problem")
-    theory_dim: int = Field(8, ge=2, description="feature dimension d of the checked problem, at least the number of classes")
+    theory_dim: int = Field(
+        8, ge=2, description="feature dimension d of the checked problem, at least the number of classes"
+    )
 
 
 #: Notebook (its file's stem) and the class of its parameters.
@@ -201,7 +232,9 @@ def read(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> dict[st
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path}: cannot be read ({error}); name an experiment file such as params/quick.yaml") from error
+        raise ParameterError(
+            f"{path}: cannot be read ({error}); name an experiment file such as params/quick.yaml"
+        ) from error
     except yaml.YAMLError as error:
         raise ParameterError(f"{path}: is not YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -214,7 +247,9 @@ def read(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> dict[st
 def add_override_option(parser: ArgumentParser) -> None:
     """Give a command papermill's `-p NAME VALUE`, which sets a parameter over the experiment file."""
     text = "set a parameter over the file, e.g. -p corpus_path ../imdb"
-    parser.add_argument("-p", dest="overrides", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=text)
+    parser.add_argument(
+        "-p", dest="overrides", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=text
+    )
 
 
 def expand(values: Mapping[str, Any], source: str = "parameters") -> list[EvaluationParams]:
@@ -227,7 +262,9 @@ def expand(values: Mapping[str, Any], source: str = "parameters") -> list[Evalua
     problems += [f"  - {_unknown(name, ALL_FIELDS)}" for name in unknown]
     for cls in NOTEBOOKS.values():
         if not issubclass(cls, TokenizationParams):
-            problems += _problems(cls, {k: v for k, v in values.items() if k in cls.model_fields and not is_grid(k, v)}, source)
+            problems += _problems(
+                cls, {k: v for k, v in values.items() if k in cls.model_fields and not is_grid(k, v)}, source
+            )
     known = {k: v for k, v in values.items() if k in EvaluationParams.model_fields}
     axes = {name: value for name, value in known.items() if is_grid(name, value)}
     problems += [f"  - {name}: the grid is empty; list at least one value" for name, axis in axes.items() if not axis]

@@ -66,7 +66,11 @@ def render_math(markdown: str) -> str:
 
 
 def write_report(
-    folder: str | Path, title: str, lines: Sequence[str], tables: Mapping[str, pd.DataFrame], notebooks: Mapping[str, Path]
+    folder: str | Path,
+    title: str,
+    lines: Sequence[str],
+    tables: Mapping[str, pd.DataFrame],
+    notebooks: Mapping[str, Path],
 ) -> Path:
     """Write index.html, with `lines` and `tables` under their headings, and a page a notebook; returns the index.
 

@@ -1,6 +1,6 @@
 """The whole pipeline of an experiment file: notebooks 01 to 05, tables, verdicts and a report.
 
-    python -m fairlm_utils.reproduce params/quick.yaml
+python -m fairlm_utils.reproduce params/quick.yaml
 """
 
 from __future__ import annotations
@@ -25,11 +25,21 @@ from fairlm_utils.sweep import RUN_NOTEBOOKS, interrupted, report_outcomes, run_
 
 # Libraries for models, statistics and pictures are imported where they are used: while notebooks run, this process only
 # waits, and should leave the memory to them.
-TABLE_1 = ("average_loss", "token_balanced_loss", "average_accuracy", "token_balanced_accuracy", "token_balanced_perplexity")
+TABLE_1 = (
+    "average_loss",
+    "token_balanced_loss",
+    "average_accuracy",
+    "token_balanced_accuracy",
+    "token_balanced_perplexity",
+)
 
 
 def reproduce(
-    file: str | Path, n_workers: int = 0, retries: int = 1, save_results: str = "", overrides: Sequence[tuple[str, str]] = ()
+    file: str | Path,
+    n_workers: int = 0,
+    retries: int = 1,
+    save_results: str = "",
+    overrides: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Run every notebook of an experiment file that has not been run yet and write the report; returns its index page.
 
@@ -47,9 +57,13 @@ def reproduce(
     outcomes = sweep(points, n_workers, retries)
     report_outcomes(outcomes)
     if failed := [o for o in outcomes if o.status == "failed"]:
-        raise runs.RunError(f"{len(failed)} of {len(points)} runs failed (see above); run the same command again to try them again")
+        raise runs.RunError(
+            f"{len(failed)} of {len(points)} runs failed (see above); run the same command again to try them again"
+        )
     done |= {_run_title(p, n): runs.run_dir(p) / f"{n}.ipynb" for p in _shown(points) for n in RUN_NOTEBOOKS}
-    inputs = sorted((d.name, (d / "tables" / "totals.csv").read_text(encoding="utf-8")) for d in runs.finished_runs(folder))
+    inputs = sorted(
+        (d.name, (d / "tables" / "totals.csv").read_text(encoding="utf-8")) for d in runs.finished_runs(folder)
+    )
     for name in ("04_figures", "05_theory"):
         done[name.replace("_", " ")] = _notebook(name, folder, {**single, "results": str(folder)}, json.dumps(inputs))
 
@@ -82,9 +96,17 @@ def _save(results: runs.Results, folder: Path, command: str) -> None:
     runs.write_results(results, folder, command)
     picture, *_ = charts.png(charts.by_bin(over_seeds(results.bins, "loss")))
     tables = {"Claims": claims(results).drop(columns="model"), "Table 1": table_1(results.totals, TABLE_1)}
-    lines = [f"# {results.params['experiment']}", f"Made by `{command}` at commit {', '.join(results.provenance['git_commits'])}.", f"Scale: {results.scale}."]
-    lines += ["Losses in nats; claims: mean ± half a 95 % Student-t interval over seeds; Table 1: mean ± sd over seeds."]
-    lines += ["![Loss by frequency of the type, training and held-out text, one curve a weight decay](loss_by_frequency.png)"]
+    lines = [
+        f"# {results.params['experiment']}",
+        f"Made by `{command}` at commit {', '.join(results.provenance['git_commits'])}.",
+        f"Scale: {results.scale}.",
+    ]
+    lines += [
+        "Losses in nats; claims: mean ± half a 95 % Student-t interval over seeds; Table 1: mean ± sd over seeds."
+    ]
+    lines += [
+        "![Loss by frequency of the type, training and held-out text, one curve a weight decay](loss_by_frequency.png)"
+    ]
     lines += [f"## {name}\n\n{markdown(table)}" for name, table in tables.items()]
     for name, content in {"loss_by_frequency.png": picture, "README.md": ("\n\n".join(lines) + "\n").encode()}.items():
         with runs.atomic_path(folder / name) as temporary:
@@ -145,15 +167,22 @@ def _conclude(file: str | Path, folder: Path, results: runs.Results, done: dict[
         f"Scale: {results.scale}. Experiment file: {file}. Losses in nats, mean ± sd over seeds.",
     ]
     tables = {"Claims": verdicts, "Table 1": table}
-    return write_report(folder / "report", f"The Fair Language Model Paradox: {results.params['experiment']}", lines, tables, done)
+    return write_report(
+        folder / "report", f"The Fair Language Model Paradox: {results.params['experiment']}", lines, tables, done
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the whole pipeline of an experiment file."""
     parser = argparse.ArgumentParser(prog="python -m fairlm_utils.reproduce", description=__doc__.splitlines()[0])
-    parser.add_argument("file", nargs="?", default="params/quick.yaml", help="experiment file (default: params/quick.yaml)")
+    parser.add_argument(
+        "file", nargs="?", default="params/quick.yaml", help="experiment file (default: params/quick.yaml)"
+    )
     parser.add_argument("--workers", type=int, default=0, help="runs at a time (default: cores divided by n_threads)")
     parser.add_argument("--retries", type=int, default=1, help="times a failed run is tried again (default: 1)")
-    parser.add_argument("--save-results", default="", metavar="FOLDER", help="also write the small tables to this folder")
+    parser.add_argument(
+        "--save-results", default="", metavar="FOLDER", help="also write the small tables to this folder"
+    )
     params.add_override_option(parser)
     options = parser.parse_args(arguments)
     file = Path(options.file).resolve()

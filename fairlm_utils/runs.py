@@ -28,10 +28,21 @@ import pandas as pd
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from fairlm_utils.params import ParameterError, TrainingParams
+from fairlm_utils.params import TrainingParams
 
 PROJECT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "pandas", "scipy", "altair", "papermill")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "pandas",
+    "scipy",
+    "altair",
+    "papermill",
+)
 TABLES = ("totals", "bins", "classes", "curves")
 #: Parameters that differ between the runs of one experiment; all others must agree.
 AXES = ("model", "weight_decay", "seed")
@@ -129,7 +140,9 @@ def claim(p: TrainingParams) -> Path:
         known = read_json(recorded)
         differing = sorted(k for k, v in p.identity().items() if known.get(k) != v)
         if differing:
-            raise RunError(f"{directory} holds a run with other parameters ({', '.join(differing)}); choose another experiment name")
+            raise RunError(
+                f"{directory} holds a run with other parameters ({', '.join(differing)}); choose another experiment name"
+            )
     else:
         write_json(recorded, p.model_dump())
     return directory
@@ -159,11 +172,14 @@ def peak_memory_mb() -> float:
 
 def git_commit() -> str:
     """Commit of the checkout, with `+changes` if files differ from it, or `unknown` outside a checkout."""
+
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "fairlm_utils", "params", "requirements.txt")
+        changed = git(
+            "status", "--porcelain", "--untracked-files=no", "--", "fairlm_utils", "params", "requirements.txt"
+        )
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -208,7 +224,10 @@ def load_results(folder: str | Path) -> Results:
             f"{folder}: no result tables and no finished runs; run `make reproduce`, or set `results` to a folder of results/"
         )
     params = _shared_params(finished)
-    tables = {name: pd.concat([_read_csv(d / "tables" / f"{name}.csv") for d in finished], ignore_index=True) for name in TABLES}
+    tables = {
+        name: pd.concat([_read_csv(d / "tables" / f"{name}.csv") for d in finished], ignore_index=True)
+        for name in TABLES
+    }
     order = [*AXES]
     tables = {name: table.sort_values(order, kind="stable", ignore_index=True) for name, table in tables.items()}
     return Results(**tables, params=params, provenance=_shared_provenance(finished))
@@ -258,7 +277,8 @@ def write_results(results: Results, folder: str | Path, command: str) -> None:
     for name in TABLES:
         write_table(Path(folder) / f"{name}.csv", getattr(results, name))
     write_json(
-        Path(folder) / "experiment.json", {"params": results.params, "provenance": {**results.provenance, "command": command}}
+        Path(folder) / "experiment.json",
+        {"params": results.params, "provenance": {**results.provenance, "command": command}},
     )
 
 

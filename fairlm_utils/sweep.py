@@ -1,6 +1,6 @@
 """Grids of runs: an experiment file expanded to papermill executions of notebooks 02 and 03.
 
-    python -m fairlm_utils.sweep params/quick.yaml
+python -m fairlm_utils.sweep params/quick.yaml
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import papermill
 import pandas as pd
+import papermill
 from tqdm import tqdm
 
 from fairlm_utils import params, runs
@@ -109,7 +109,12 @@ def sweep(points: Sequence[EvaluationParams], n_workers: int = 0, retries: int =
 @contextmanager
 def kernel_environment(n_threads: int) -> Iterator[None]:
     """The environment in which the notebooks of a grid run: `n_threads` each, no progress bars of their own."""
-    wanted = {"OMP_NUM_THREADS": str(n_threads), "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", **_KEEP_BUFFERS}
+    wanted = {
+        "OMP_NUM_THREADS": str(n_threads),
+        "TQDM_DISABLE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **_KEEP_BUFFERS,
+    }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -154,6 +159,7 @@ def report_outcomes(outcomes: Sequence[Outcome]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the grid of an experiment file."""
     parser = argparse.ArgumentParser(prog="python -m fairlm_utils.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("file", help="experiment file, e.g. params/quick.yaml")
     parser.add_argument("--workers", type=int, default=0, help="runs at a time (default: cores divided by n_threads)")

@@ -96,7 +96,12 @@ def minimal_objective(counts: ArrayLike, weight_decay: float, weight_decay_h: fl
 
 
 def minimise_objective(
-    counts: ArrayLike, weight_decay: float, dim: int, seed: int = 0, n_starts: int = 8, weight_decay_h: float | None = None
+    counts: ArrayLike,
+    weight_decay: float,
+    dim: int,
+    seed: int = 0,
+    n_starts: int = 8,
+    weight_decay_h: float | None = None,
 ) -> np.ndarray:
     """Loss of each class [K], in nats, at the best numerical minimum of the objective: L-BFGS-B in double precision.
 
@@ -117,19 +122,26 @@ def minimise_objective(
     _product(weight_decay, decay_h)
     rng, shape = np.random.default_rng(seed), (k, dim)
     one_axis_each = np.stack([np.eye(*shape)] * 2)
-    starts = [one_axis_each, *(np.stack([rng.normal(size=shape), rng.exponential(size=shape)]) for _ in range(n_starts))]
+    starts = [
+        one_axis_each,
+        *(np.stack([rng.normal(size=shape), rng.exponential(size=shape)]) for _ in range(n_starts)),
+    ]
     bounds = [(None, None)] * (k * dim) + [(0, None)] * (k * dim)
     options = {"maxiter": 20_000, "maxfun": 40_000, "maxcor": 30, "ftol": 1e-16, "gtol": 1e-10}
     arguments = (n_k, weight_decay, decay_h)
     found = [
-        optimize.minimize(_objective, start.ravel(), arguments, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        optimize.minimize(
+            _objective, start.ravel(), arguments, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+        )
         for start in starts
     ]
     classifier, scaled = min(found, key=lambda result: result.fun).x.reshape(2, *shape)
     return -np.diag(log_softmax(scaled @ classifier.T / np.sqrt(n_k)[:, None], axis=1))
 
 
-def _objective(x: np.ndarray, n_k: np.ndarray, weight_decay_w: float, weight_decay_h: float) -> tuple[float, np.ndarray]:
+def _objective(
+    x: np.ndarray, n_k: np.ndarray, weight_decay_w: float, weight_decay_h: float
+) -> tuple[float, np.ndarray]:
     """Objective and gradient at x = (W, G) with g_k = sqrt(n_k) h_k, a scale on which all classes are penalised alike."""
     classifier, scaled = x.reshape(2, len(n_k), -1)
     root, share = np.sqrt(n_k)[:, None], n_k / n_k.sum()
@@ -171,7 +183,9 @@ def fit_weight_decay(counts: ArrayLike, losses: ArrayLike, n_classes: int, n_sam
     """
     n_k, losses = (np.atleast_1d(np.asarray(a, dtype=np.float64)) for a in (counts, losses))
     if n_k.shape != losses.shape or len(n_k) < 3:
-        raise ValueError(f"a fit needs at least 3 frequency bins with a count and a loss each, not {len(n_k)} and {len(losses)}")
+        raise ValueError(
+            f"a fit needs at least 3 frequency bins with a count and a loss each, not {len(n_k)} and {len(losses)}"
+        )
     implied = np.log(implied_weight_decay(n_k, losses, n_classes, n_samples))
 
     def squares(log_decay: float) -> float:
@@ -196,7 +210,9 @@ def log_log_slope(counts: ArrayLike, losses: ArrayLike) -> float:
     >>> round(log_log_slope([1, 4, 100], [0.2, 0.1, 0.02]), 6)
     -0.5
     """
-    return float(np.polyfit(np.log(np.asarray(counts, dtype=np.float64)), np.log(np.asarray(losses, dtype=np.float64)), 1)[0])
+    return float(
+        np.polyfit(np.log(np.asarray(counts, dtype=np.float64)), np.log(np.asarray(losses, dtype=np.float64)), 1)[0]
+    )
 
 
 def _problem(counts: ArrayLike, n_classes: int | None, n_samples: float | None) -> tuple[np.ndarray, int, float]:

@@ -23,7 +23,9 @@ class _TokenCrossEntropy(torch.autograd.Function):
     """Cross-entropy of each row, and the gradient of the weighted sum of the rows, in one pass over the logits."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor, scale: Tensor, with_accuracy: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx, logits: Tensor, targets: Tensor, scale: Tensor, with_accuracy: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         n, vocab_size = logits.shape
         loss = torch.empty(n, dtype=torch.float32, device=logits.device)
         correct = torch.empty(n if with_accuracy else 0, dtype=torch.bool, device=logits.device)
@@ -68,7 +70,9 @@ def token_cross_entropy(
     if not `with_accuracy`): the target's logit is strictly the largest. Raises ValueError on shapes that do not match.
     """
     if logits.dim() != 2 or targets.shape != logits.shape[:1]:
-        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}: expected [n, vocabulary] and [n]")
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}: expected [n, vocabulary] and [n]"
+        )
     scale = torch.as_tensor(scale, dtype=torch.float32, device=logits.device)
     return _TokenCrossEntropy.apply(logits, targets, scale, with_accuracy)
 

@@ -20,7 +20,13 @@ from fairlm_utils.corpora import files_state, load_corpus, source_state
 from fairlm_utils.params import CorpusParams, ParameterError, TokenizationParams
 from fairlm_utils.token_loss import IGNORE_INDEX
 
-SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
+SPECIAL_TOKENS = {
+    "pad_token": "<pad>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
 #: Written to with every change of how documents become ids, so that older caches are not read.
 _FORMAT = 1
 _BATCH = 512
@@ -70,9 +76,16 @@ def tokenize_corpus(p: TokenizationParams) -> TokenizedCorpus:
 
 def _make(p: TokenizationParams, directory: Path) -> None:
     corpus = load_corpus(p)
-    tokenizer = train_bpe(corpus.train, p.vocab_size, p.pre_tokenizer) if p.tokenizer == "bpe" else load_tokenizer(p.tokenizer)
+    tokenizer = (
+        train_bpe(corpus.train, p.vocab_size, p.pre_tokenizer) if p.tokenizer == "bpe" else load_tokenizer(p.tokenizer)
+    )
     tokenizer.save_pretrained(directory / "tokenizer")
-    meta = {"corpus": corpus.name, "description": corpus.description, "fingerprint": corpus.fingerprint, "vocabulary": len(tokenizer)}
+    meta = {
+        "corpus": corpus.name,
+        "description": corpus.description,
+        "fingerprint": corpus.fingerprint,
+        "vocabulary": len(tokenizer),
+    }
     for split, documents in (("train", corpus.train), ("heldout", corpus.heldout)):
         ids, starts = encode(tokenizer, documents)
         for name, array in ((split, ids), (f"{split}_starts", starts)):
@@ -85,9 +98,14 @@ def _make(p: TokenizationParams, directory: Path) -> None:
 def _load(directory: Path) -> TokenizedCorpus:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer", trust_remote_code=False)
-        arrays = {name: np.load(directory / f"{name}.npy", allow_pickle=False) for name in ("train", "heldout", "train_starts", "heldout_starts")}
+        arrays = {
+            name: np.load(directory / f"{name}.npy", allow_pickle=False)
+            for name in ("train", "heldout", "train_starts", "heldout_starts")
+        }
     except (OSError, ValueError) as error:
-        raise runs.RunError(f"{directory}: the tokenized corpus cannot be read ({error}); remove the folder to make it again") from error
+        raise runs.RunError(
+            f"{directory}: the tokenized corpus cannot be read ({error}); remove the folder to make it again"
+        ) from error
     return TokenizedCorpus(tokenizer=tokenizer, **arrays, meta=runs.read_json(directory / "meta.json"))
 
 
@@ -102,7 +120,10 @@ def train_bpe(documents: Sequence[str], vocab_size: int, pre_tokenizer: str = "b
     byte_level = pre_tokenizer == "byte-level"
     tokenizer = Tokenizer(models.BPE(unk_token=None if byte_level else SPECIAL_TOKENS["unk_token"]))
     if byte_level:
-        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        tokenizer.pre_tokenizer, tokenizer.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
     else:
         tokenizer.normalizer = normalizers.Replace(Regex(r"\s+"), " ")
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -115,7 +136,9 @@ def train_bpe(documents: Sequence[str], vocab_size: int, pre_tokenizer: str = "b
     tokenizer.train_from_iterator(_batches(documents, "training the tokenizer"), trainer, length=len(documents))
     n_types = tokenizer.get_vocab_size() - len(specials)
     if n_types > vocab_size:  # the trainer keeps every character, whatever was asked for
-        raise ParameterError(f"vocab_size: {vocab_size} is smaller than the {n_types} characters of the corpus; raise it")
+        raise ParameterError(
+            f"vocab_size: {vocab_size} is smaller than the {n_types} characters of the corpus; raise it"
+        )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS)
 
 
@@ -127,7 +150,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # transformers raises many types here
-        raise ParameterError(f"tokenizer: {name!r} cannot be read ({str(error).splitlines()[0]}); use bpe, a folder or a Hub id") from error
+        raise ParameterError(
+            f"tokenizer: {name!r} cannot be read ({str(error).splitlines()[0]}); use bpe, a folder or a Hub id"
+        ) from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ParameterError(f"tokenizer: {name!r} is not a fast tokenizer with an end-of-text token; choose another")
     if tokenizer.pad_token_id is None:
@@ -171,7 +196,9 @@ def blocks(
     if packing:
         n = min(len(ids) // context, max_blocks or len(ids))
         if n == 0:
-            raise ParameterError(f"context: {context} tokens are more than the {len(ids):,} tokens of the split; lower it")
+            raise ParameterError(
+                f"context: {context} tokens are more than the {len(ids):,} tokens of the split; lower it"
+            )
         inputs = ids[: n * context].reshape(n, context).astype(np.int64)
         labels = inputs.copy()
     else:
@@ -235,10 +262,14 @@ def truncated(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> PreTrained
     vocab = {token: i for token, i in state["model"]["vocab"].items() if i < n}
     merges = [m if isinstance(m, list) else m.split(" ") for m in state["model"]["merges"]]
     state["model"]["vocab"], state["model"]["merges"] = vocab, [m for m in merges if "".join(m) in vocab]
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), clean_up_tokenization_spaces=False, **SPECIAL_TOKENS)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), clean_up_tokenization_spaces=False, **SPECIAL_TOKENS
+    )
 
 
-def low_frequency_shares(p: TokenizationParams, corpus: TokenizedCorpus, vocab_sizes: Sequence[int], share: float) -> pd.DataFrame:
+def low_frequency_shares(
+    p: TokenizationParams, corpus: TokenizedCorpus, vocab_sizes: Sequence[int], share: float
+) -> pd.DataFrame:
     """Share of the vocabulary that is low-frequency, for BPE vocabularies of several sizes (Figure 2b).
 
     Shares are of the types that occur in the text: bytes that never do would make small vocabularies look rare.
@@ -259,7 +290,10 @@ def low_frequency_shares(p: TokenizationParams, corpus: TokenizedCorpus, vocab_s
         counts = token_counts(encode(smaller, documents)[0], len(smaller))
         seen = counts[counts > 0]
         limit = np.percentile(seen, 100 * share) if limit is None else limit
-        low = {"low_frequency": 1 - types_to_cover(seen, share) / len(seen), "below_percentile": float((seen <= limit).mean())}
+        low = {
+            "low_frequency": 1 - types_to_cover(seen, share) / len(seen),
+            "below_percentile": float((seen <= limit).mean()),
+        }
         rows.insert(0, {"vocab_size": size, "n_tokens": int(counts.sum()), **low})
     runs.write_json(cached, {"key": key, "rows": rows})
     return pd.DataFrame(rows, columns=columns)
@@ -269,4 +303,3 @@ def _decoded(corpus: TokenizedCorpus, n: int) -> list[str]:
     ends = np.append(corpus.train_starts[1:], len(corpus.train))[:n]
     pairs = zip(corpus.train_starts[:n], ends - 1, strict=True)  # without the end-of-text token
     return corpus.tokenizer.batch_decode([corpus.train[a:b].tolist() for a, b in pairs])
-

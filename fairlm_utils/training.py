@@ -67,7 +67,12 @@ def _blocks(p: TrainingParams, corpus: TokenizedCorpus, ids: np.ndarray, starts:
 def optimizer_and_schedule(p: TrainingParams, groups: list[dict]) -> tuple[torch.optim.Optimizer, Any]:
     """AdamW with decoupled weight decay over explicit parameter groups, and its learning-rate schedule."""
     optimizer = torch.optim.AdamW(
-        groups, lr=p.learning_rate, betas=(p.adam_beta1, p.adam_beta2), eps=p.adam_epsilon, weight_decay=p.weight_decay, fused=True
+        groups,
+        lr=p.learning_rate,
+        betas=(p.adam_beta1, p.adam_beta2),
+        eps=p.adam_epsilon,
+        weight_decay=p.weight_decay,
+        fused=True,
     )
     return optimizer, get_scheduler(p.lr_schedule, optimizer, p.warmup_steps, p.steps)
 
@@ -156,7 +161,9 @@ def make_trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=device(p) != "cpu",
     )
-    trainer = Trainer(model, args, train_dataset=data, optimizers=optimizer_and_schedule(p, groups), callbacks=callbacks)
+    trainer = Trainer(
+        model, args, train_dataset=data, optimizers=optimizer_and_schedule(p, groups), callbacks=callbacks
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -186,7 +193,9 @@ def train(p: TrainingParams) -> Path:
     run, TrainingDiverged if the loss is not finite, ParameterError if the processes of torchrun cannot share the batch.
     """
     if p.batch_size % n_processes():
-        raise ParameterError(f"batch_size: {p.batch_size} blocks cannot be shared equally by {n_processes()} processes; change either")
+        raise ParameterError(
+            f"batch_size: {p.batch_size} blocks cannot be shared equally by {n_processes()} processes; change either"
+        )
     directory = runs.run_dir(p)
     with runs.locked(directory) if is_main_process() else nullcontext(), threads(p.n_threads):
         if is_main_process():
@@ -202,7 +211,13 @@ def _train(p: TrainingParams, directory: Path) -> None:
     model = build_model(p.model, len(corpus.tokenizer), p.context, p.seed)
     sums = TokenSums(len(corpus.tokenizer), device(p))
     recorder = RecordTokenLoss(sums, p.window_steps)
-    trainer = make_trainer(p, model, training_blocks(p, corpus), directory / "checkpoints", [recorder, *([_Progress()] if is_main_process() else [])])
+    trainer = make_trainer(
+        p,
+        model,
+        training_blocks(p, corpus),
+        directory / "checkpoints",
+        [recorder, *([_Progress()] if is_main_process() else [])],
+    )
     checkpoint = last_whole_checkpoint(directory / "checkpoints")
     if checkpoint:
         print(f"continuing from step {checkpoint.name.removeprefix('checkpoint-')}")
@@ -214,7 +229,8 @@ def _train(p: TrainingParams, directory: Path) -> None:
     recorder.save(directory / CURVES)
     _save_model(model, corpus, directory / "model")
     runs.write_json(
-        directory / "provenance.json", runs.provenance(p, corpus.meta, time.monotonic() - started, str(trainer.args.device))
+        directory / "provenance.json",
+        runs.provenance(p, corpus.meta, time.monotonic() - started, str(trainer.args.device)),
     )
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
@@ -276,7 +292,9 @@ def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) 
         "loss of a uniform prediction (nats)": float(np.log(model.config.vocab_size)),
         "weights kept by decay alone, exp(−λ Σ lr)": float(np.exp(-p.weight_decay * sum(rates))),
     }
-    return pd.DataFrame({"quantity": rows.keys(), "value": [f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" for v in rows.values()]})
+    return pd.DataFrame(
+        {"quantity": rows.keys(), "value": [f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" for v in rows.values()]}
+    )
 
 
 def _schedule_preview(p: TrainingParams) -> Iterator[dict]:

@@ -46,7 +46,9 @@ class Setting:
     def __init__(self, steps: int):
         values = params.read("params/quick.yaml")
         single = {k: v[0] if params.is_grid(k, v) else v for k, v in values.items()}
-        self.p = params.EvaluationParams.check({**single, "steps": steps, "window_steps": 10, "checkpoint_steps": 10**6})
+        self.p = params.EvaluationParams.check(
+            {**single, "steps": steps, "window_steps": 10, "checkpoint_steps": 10**6}
+        )
         self.corpus = tokenization.tokenize_corpus(self.p)
         self.data = training.training_blocks(self.p, self.corpus)
 
@@ -107,8 +109,16 @@ def evaluate_with_pandas(model: torch.nn.Module, data: training.Blocks, batch_si
 def bench_training(steps: int) -> list[list]:
     s = Setting(steps)
     return [
-        ["training step with recording ÷ without", *ratio(lambda: train_with_trainer(s, True), lambda: train_with_trainer(s, False)), "≤ 1.02"],
-        ["tokens/s of our loop ÷ bare PyTorch loop", *ratio(lambda: train_bare(s), lambda: train_with_trainer(s, True)), "≥ 0.95"],
+        [
+            "training step with recording ÷ without",
+            *ratio(lambda: train_with_trainer(s, True), lambda: train_with_trainer(s, False)),
+            "≤ 1.02",
+        ],
+        [
+            "tokens/s of our loop ÷ bare PyTorch loop",
+            *ratio(lambda: train_bare(s), lambda: train_with_trainer(s, True)),
+            "≥ 0.95",
+        ],
     ]
 
 
@@ -117,8 +127,16 @@ def bench_evaluation() -> list[list]:
     model, batch = s.model().eval(), 64
     ours = lambda: evaluation.token_sums(model, s.data, batch)  # noqa: E731
     return [
-        ["tokens/s of evaluation ÷ forward passes with the loss alone", *ratio(lambda: evaluate_loss_alone(model, s.data, batch), ours), "≥ 0.9"],
-        ["tokens/s of evaluation ÷ collecting positions in pandas", *ratio(lambda: evaluate_with_pandas(model, s.data, batch), ours), "≥ 5"],
+        [
+            "tokens/s of evaluation ÷ forward passes with the loss alone",
+            *ratio(lambda: evaluate_loss_alone(model, s.data, batch), ours),
+            "≥ 0.9",
+        ],
+        [
+            "tokens/s of evaluation ÷ collecting positions in pandas",
+            *ratio(lambda: evaluate_with_pandas(model, s.data, batch), ours),
+            "≥ 5",
+        ],
     ]
 
 
@@ -138,7 +156,13 @@ def bench_tokenizing(imdb: str, documents: int) -> list[list]:
         for start in range(0, len(texts), 512):
             tokenizer.backend_tokenizer.encode_batch_fast(texts[start : start + 512], add_special_tokens=False)
 
-    return [[f"tokenizing and counting {len(texts):,} IMDB reviews ÷ the library's batch encoding", *ratio(ours, library, rounds=3), "≤ 1.3"]]
+    return [
+        [
+            f"tokenizing and counting {len(texts):,} IMDB reviews ÷ the library's batch encoding",
+            *ratio(ours, library, rounds=3),
+            "≤ 1.3",
+        ]
+    ]
 
 
 def main() -> None:
@@ -156,7 +180,9 @@ def main() -> None:
     else:
         print("tokenizing left out: set IMDB to a local copy of stanfordnlp/imdb")
     print(tabulate(rows, headers=["ratio", "median", "min", "max", "goal"], floatfmt=".3f"))
-    print(f"peak memory of this process {runs.peak_memory_mb():,.0f} MB; 1 thread, medians of {ROUNDS} pairs; numpy {np.__version__}")
+    print(
+        f"peak memory of this process {runs.peak_memory_mb():,.0f} MB; 1 thread, medians of {ROUNDS} pairs; numpy {np.__version__}"
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,38 @@ import pytest
 
 from fairlm_utils.params import EvaluationParams
 
-WORDS = "the a of and to in is it for on with as at by from or an be this that have not are was were they you we he she".split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "it",
+    "for",
+    "on",
+    "with",
+    "as",
+    "at",
+    "by",
+    "from",
+    "or",
+    "an",
+    "be",
+    "this",
+    "that",
+    "have",
+    "not",
+    "are",
+    "was",
+    "were",
+    "they",
+    "you",
+    "we",
+    "he",
+    "she",
+]
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +50,8 @@ def documents() -> list[str]:
     """300 made-up documents with a long tail of numbers."""
     rng = random.Random(0)
     return [
-        " ".join(rng.choice(WORDS) if rng.random() < 0.8 else str(int(rng.paretovariate(0.6))) for _ in range(40)) + f" document {i}."
+        " ".join(rng.choice(WORDS) if rng.random() < 0.8 else str(int(rng.paretovariate(0.6))) for _ in range(40))
+        + f" document {i}."
         for i in range(300)
     ]
 
@@ -42,8 +74,20 @@ def miniature(corpus_file, session_runs):
 
     def make(**values) -> EvaluationParams:
         base = dict(
-            corpus=str(corpus_file), vocab_size=300, context=16, max_train_blocks=24, max_heldout_blocks=8, steps=12, batch_size=8,
-            window_steps=4, checkpoint_steps=5, learning_rate=3e-3, lr_schedule="constant", warmup_steps=0, runs_dir=str(session_runs), experiment="mini",
+            corpus=str(corpus_file),
+            vocab_size=300,
+            context=16,
+            max_train_blocks=24,
+            max_heldout_blocks=8,
+            steps=12,
+            batch_size=8,
+            window_steps=4,
+            checkpoint_steps=5,
+            learning_rate=3e-3,
+            lr_schedule="constant",
+            warmup_steps=0,
+            runs_dir=str(session_runs),
+            experiment="mini",
         )
         return EvaluationParams.check({**base, **values})
 

@@ -25,20 +25,47 @@ BINS = grid(model=["m"], weight_decay=LAMBDAS, split=["training", "held-out"], b
     bin=lambda f: f["bin_low"].map({1: "1–2", 3: "3–8", 9: "9–26"})
 )
 ALL = {
-    "figure_1": charts.figure_1(grid(weight_decay=LAMBDAS, split=["held-out", "training"], frequency_class=["low", "high"])),
-    "figure_3": charts.figure_3(grid(weight_decay=LAMBDAS, split=["training", "held-out"], measure=["average loss", "token-balanced loss"])),
+    "figure_1": charts.figure_1(
+        grid(weight_decay=LAMBDAS, split=["held-out", "training"], frequency_class=["low", "high"])
+    ),
+    "figure_3": charts.figure_3(
+        grid(weight_decay=LAMBDAS, split=["training", "held-out"], measure=["average loss", "token-balanced loss"])
+    ),
     "by_bin": charts.by_bin(BINS),
-    "learning_curves": charts.learning_curves(grid(weight_decay=LAMBDAS, bin_low=[1, 3], step=[10, 20]).assign(bin="1–2")),
-    "rank_frequency": charts.rank_frequency(pd.DataFrame({"rank": [1, 2], "count": [5, 1]}), pd.DataFrame({"percentile": [95.0], "count": [4.0]})),
-    "coverage": charts.coverage(pd.DataFrame({"top_share": [0.1, 1], "coverage": [0.5, 1], "source": ["measured", "the paper's claim"]})),
-    "low_frequency_share": charts.low_frequency_share(pd.DataFrame({"vocab_size": [10, 20], "share": [0.1, 0.5], "definition": "d"})),
-    "coloured_tokens": charts.coloured_tokens(["<script>alert(1)</script>", ' "x"', "\n", "y"], ["low", "high", "high", "low"]),
-    "hurt_tokens": charts.hurt_tokens(pd.DataFrame({"token": ["a", "<b>"], "token_id": [1, 2], "n_train": [3, 4], "loss": [2.0, 0.1], "accuracy": 0.5})),
+    "learning_curves": charts.learning_curves(
+        grid(weight_decay=LAMBDAS, bin_low=[1, 3], step=[10, 20]).assign(bin="1–2")
+    ),
+    "rank_frequency": charts.rank_frequency(
+        pd.DataFrame({"rank": [1, 2], "count": [5, 1]}), pd.DataFrame({"percentile": [95.0], "count": [4.0]})
+    ),
+    "coverage": charts.coverage(
+        pd.DataFrame({"top_share": [0.1, 1], "coverage": [0.5, 1], "source": ["measured", "the paper's claim"]})
+    ),
+    "low_frequency_share": charts.low_frequency_share(
+        pd.DataFrame({"vocab_size": [10, 20], "share": [0.1, 0.5], "definition": "d"})
+    ),
+    "coloured_tokens": charts.coloured_tokens(
+        ["<script>alert(1)</script>", ' "x"', "\n", "y"], ["low", "high", "high", "low"]
+    ),
+    "hurt_tokens": charts.hurt_tokens(
+        pd.DataFrame(
+            {"token": ["a", "<b>"], "token_id": [1, 2], "n_train": [3, 4], "loss": [2.0, 0.1], "accuracy": 0.5}
+        )
+    ),
     "theory_loss": charts.theory_loss(
-        pd.DataFrame({"n_k": [1, 9] * 2, "weight_decay": [1e-4, 1e-4, 1e-3, 1e-3], "loss": [2, 1, 4, 2], "derivative": [9, 3, 8, 2]}),
+        pd.DataFrame(
+            {
+                "n_k": [1, 9] * 2,
+                "weight_decay": [1e-4, 1e-4, 1e-3, 1e-3],
+                "loss": [2, 1, 4, 2],
+                "derivative": [9, 3, 8, 2],
+            }
+        ),
         pd.DataFrame({"weight_decay": [1e-3], "n_k": [2.0]}),
     ),
-    "theory_fit": charts.theory_fit(pd.DataFrame({"n_k": [1, 9], "weight_decay": 0.1, "measured": [2, 1], "fitted": [2.1, 0.9]})),
+    "theory_fit": charts.theory_fit(
+        pd.DataFrame({"n_k": [1, 9], "weight_decay": 0.1, "measured": [2, 1], "fitted": [2.1, 0.9]})
+    ),
 }
 
 
@@ -69,7 +96,9 @@ def test_intervals_over_seeds_are_drawn_and_splits_stand_side_by_side(name):
     assert [(r["encoding"]["y"]["field"], r["encoding"]["y2"]["field"]) for r in rules] == [("low", "high")]
 
 
-@pytest.mark.parametrize("name", ["figure_1", "figure_3", "by_bin", "learning_curves", "theory_loss", "theory_fit", "hurt_tokens"])
+@pytest.mark.parametrize(
+    "name", ["figure_1", "figure_3", "by_bin", "learning_curves", "theory_loss", "theory_fit", "hurt_tokens"]
+)
 def test_losses_have_their_unit(name):
     assert any("nats" in str(title) for title in find(ALL[name].to_dict(), "title"))
 
@@ -80,7 +109,10 @@ def test_bins_stand_in_the_order_of_their_counts():
 
 def test_a_weight_decay_has_one_colour_whatever_the_others():
     few = charts.by_bin(BINS[BINS["weight_decay"].isin([0.0, 0.5])]).to_dict()
-    colours = [next(c["scale"] for c in find(s, "color") if isinstance(c, dict) and "scale" in c) for s in (ALL["by_bin"].to_dict(), few)]
+    colours = [
+        next(c["scale"] for c in find(s, "color") if isinstance(c, dict) and "scale" in c)
+        for s in (ALL["by_bin"].to_dict(), few)
+    ]
     maps = [dict(zip(c["domain"], c["range"], strict=True)) for c in colours]
     assert maps[1]["0.5"] == maps[0]["0.5"] == charts.weight_decay_colour(0.5) and len(set(maps[0].values())) == 5
 
@@ -102,7 +134,10 @@ def test_a_shown_chart_is_interactive_and_a_picture_with_alternative_text():
     data, metadata = ALL["by_bin"]._repr_mimebundle_()
     assert json.loads(json.dumps(data["application/vnd.vegalite.v5+json"]))["facet"]
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB"))
-    assert image.shape[1] == pytest.approx(2 * metadata["image/png"]["width"], abs=2) and len(np.unique(image.reshape(-1, 3), axis=0)) > 20
+    assert (
+        image.shape[1] == pytest.approx(2 * metadata["image/png"]["width"], abs=2)
+        and len(np.unique(image.reshape(-1, 3), axis=0)) > 20
+    )
     assert "weight decay" in metadata["image/png"]["alt"]
 
 

@@ -13,16 +13,30 @@ def results(balanced_at_1=3.0, average_at_1=1.2, held_low_at_1=9.0, weight_decay
         for w in weight_decays:
             key = {"model": "m", "weight_decay": w, "seed": seed}
             share = {0.0: 0.0, 0.1: 0.02, 0.3: 0.5, 1.0: 1.0}[w]
+
             def between(a, b, share=share, seed=seed):
                 return (a + (b - a) * share) * (1 + 0.01 * seed)
+
             for split in ("training", "held-out"):
-                totals.append({**key, "split": split, "n_tokens": 10, "average_loss": between(1.0, average_at_1),
-                               "token_balanced_loss": between(1.0, balanced_at_1), "token_balanced_accuracy": between(0.99, 0.985)})
+                totals.append(
+                    {
+                        **key,
+                        "split": split,
+                        "n_tokens": 10,
+                        "average_loss": between(1.0, average_at_1),
+                        "token_balanced_loss": between(1.0, balanced_at_1),
+                        "token_balanced_accuracy": between(0.99, 0.985),
+                    }
+                )
                 low = between(1.0, balanced_at_1) if split == "training" else between(8.0, held_low_at_1)
-                classes += [{**key, "split": split, "frequency_class": "low", "loss": low},
-                            {**key, "split": split, "frequency_class": "high", "loss": between(1.0, 1.02)}]
-                bins += [{**key, "split": split, "bin": "1–2", "bin_low": 1, "learning_speed": between(0.5, 0.3)},
-                         {**key, "split": split, "bin": "9–26", "bin_low": 9, "learning_speed": between(0.9, 0.89)}]
+                classes += [
+                    {**key, "split": split, "frequency_class": "low", "loss": low},
+                    {**key, "split": split, "frequency_class": "high", "loss": between(1.0, 1.02)},
+                ]
+                bins += [
+                    {**key, "split": split, "bin": "1–2", "bin_low": 1, "learning_speed": between(0.5, 0.3)},
+                    {**key, "split": split, "bin": "9–26", "bin_low": 9, "learning_speed": between(0.9, 0.89)},
+                ]
     frames = map(pd.DataFrame, (totals, bins, classes, []))
     return Results(*frames, params={}, provenance={})
 

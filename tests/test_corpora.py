@@ -61,7 +61,10 @@ def test_a_named_corpus_reads_a_local_copy(tmp_path):
 
 
 def test_dropped_documents_are_counted(tmp_path):
-    assert "3 empty or missing documents dropped" in load(write(tmp_path, "parquet", texts=[*TEXTS, None, "", "  "])).description
+    assert (
+        "3 empty or missing documents dropped"
+        in load(write(tmp_path, "parquet", texts=[*TEXTS, None, "", "  "])).description
+    )
     assert "documents dropped" not in load(write(tmp_path, "jsonl")).description
 
 

@@ -39,7 +39,9 @@ def test_parameters_of_a_tied_model_multiply_once_and_an_untied_look_up_never(tm
 def test_costs_scale_with_steps_and_runs():
     one = cost.cost(EvaluationParams.check({"steps": 100}), "H200")
     two = cost.cost(EvaluationParams.check({"steps": 200}), "H200", n_runs=3)
-    assert two["FLOPs a run"] == pytest.approx(2 * one["FLOPs a run"]) and two["hours in all"] == pytest.approx(6 * one["hours in all"])
+    assert two["FLOPs a run"] == pytest.approx(2 * one["FLOPs a run"]) and two["hours in all"] == pytest.approx(
+        6 * one["hours in all"]
+    )
     with pytest.raises(ParameterError, match="hardware"):
         cost.cost(EvaluationParams.check({}), "abacus")
 

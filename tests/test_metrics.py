@@ -55,7 +55,9 @@ def test_bins_and_classes_add_up_to_the_totals(n_train, loss, n_eval):
     frame = pd.DataFrame({"n_train": n_train, "n_eval": n_eval, "loss": loss, "accuracy": 0.0, "learning_speed": 0.0})
     bins, total = metrics.by_bin(frame), metrics.totals(frame)
     assert bins["n_tokens"].sum() == total["n_tokens"] and bins["n_types"].sum() == total["n_types"]
-    assert (bins["n_tokens"] * bins["loss_occurrences"]).sum() / total["n_tokens"] == pytest.approx(total["average_loss"])
+    assert (bins["n_tokens"] * bins["loss_occurrences"]).sum() / total["n_tokens"] == pytest.approx(
+        total["average_loss"]
+    )
     assert (bins["n_types"] * bins["loss"]).sum() / total["n_types"] == pytest.approx(total["token_balanced_loss"])
     assert metrics.by_class(frame, 95)["n_types"].sum() == total["n_types"]
 
@@ -107,7 +109,9 @@ def test_learning_speed_lies_between_0_and_1_and_falls_with_the_loss(losses, voc
 
 def test_learning_curves_average_over_types_seen_in_the_window():
     counts = np.array([[2, 0, 5], [1, 1, 5]])
-    curves = metrics.learning_curves(np.array([10, 20]), counts, np.array([[4.0, 0, 5], [1.0, 3.0, 5]]), np.array([1, 2, 9]))
+    curves = metrics.learning_curves(
+        np.array([10, 20]), counts, np.array([[4.0, 0, 5], [1.0, 3.0, 5]]), np.array([1, 2, 9])
+    )
     rare = curves[curves["bin"] == "1–2"]
     assert rare["loss"].tolist() == [2.0, 2.0] and rare["step"].tolist() == [10, 20]
 
@@ -144,4 +148,7 @@ def test_changes_are_paired_by_seed():
 
 def test_table_1_is_mean_and_sd():
     table = metrics.table_1(runs_frame().rename(columns={"loss": "average_loss"}), ["average_loss"])
-    assert table["average_loss"].tolist() == ["2.0000 ± 1.4142", "5.5000 ± 4.9497"] and table["n_seeds"].tolist() == [2, 2]
+    assert table["average_loss"].tolist() == ["2.0000 ± 1.4142", "5.5000 ± 4.9497"] and table["n_seeds"].tolist() == [
+        2,
+        2,
+    ]

@@ -13,7 +13,10 @@ def test_same_seed_same_weights_other_seed_others_and_the_global_generator_has_n
     first = models.build_model("qwen2-tiny", 300, 16, seed=3).state_dict()
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    again, other = models.build_model("qwen2-tiny", 300, 16, seed=3).state_dict(), models.build_model("qwen2-tiny", 300, 16, seed=4).state_dict()
+    again, other = (
+        models.build_model("qwen2-tiny", 300, 16, seed=3).state_dict(),
+        models.build_model("qwen2-tiny", 300, 16, seed=4).state_dict(),
+    )
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
     assert torch.equal(state, torch.get_rng_state())

@@ -22,7 +22,9 @@ def test_every_notebook_is_run_by_ci():
     makefile = (ROOT / "Makefile").read_text()
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     assert "$(wildcard notebooks/*.ipynb)" in makefile and re.search(r"--nbval-lax.*\$\(NOTEBOOKS\)", makefile)
-    assert {p for p in ROOT.rglob("*.ipynb") if not {".venv", "runs", ".ipynb_checkpoints"} & set(p.parts)} == set(NOTEBOOKS)
+    assert {p for p in ROOT.rglob("*.ipynb") if not {".venv", "runs", ".ipynb_checkpoints"} & set(p.parts)} == set(
+        NOTEBOOKS
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -40,9 +42,13 @@ def test_a_notebook_is_executed_in_order_with_clean_outputs(path):
 def test_a_notebook_keeps_to_its_form(path):
     notebook = nbformat.read(path, as_version=4)
     first = notebook.cells[0]
-    assert first.cell_type == "markdown" and all(word in first.source for word in ("Question", "In the paper", "Scale", "2410.11985"))
+    assert first.cell_type == "markdown" and all(
+        word in first.source for word in ("Question", "In the paper", "Scale", "2410.11985")
+    )
     assert "parameters" in notebook.cells[1].metadata.tags
-    assert all(len(c.source.splitlines()) <= 15 for c in code_cells(path) if "parameters" not in c.metadata.get("tags", []))
+    assert all(
+        len(c.source.splitlines()) <= 15 for c in code_cells(path) if "parameters" not in c.metadata.get("tags", [])
+    )
     charts = [o for c in code_cells(path) for o in c.outputs if "application/vnd.vegalite.v5+json" in o.get("data", {})]
     assert charts and all(o.data["image/png"] and o.metadata["image/png"]["alt"] for o in charts)
     assert any("nbval-check-output" in c.metadata.get("tags", []) for c in code_cells(path))
@@ -59,9 +65,20 @@ def test_a_changed_number_makes_ci_red(tmp_path):
     notebook.cells = notebook.cells[: notebook.cells.index(cells[0]) + 1]
     changed = ROOT / "notebooks" / ".changed.ipynb"  # beside the others, for their conftest.py
     changed.write_text(nbformat.writes(notebook))
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", str(changed)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "-p",
+        "no:cacheprovider",
+        str(changed),
+    ]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, check=False)
+        found = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, check=False
+        )
     finally:
         changed.unlink()
     assert found.returncode == 1 and "0.18499" in found.stdout, found.stdout[-2000:]
@@ -73,5 +90,7 @@ def test_committed_results_say_where_they_come_from():
     for folder in folders:
         known = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
         assert known["provenance"]["command"].startswith("make results") and known["provenance"]["n_runs"] > 1
-        assert all(re.fullmatch(r"[0-9a-f]{12}", commit) for commit in known["provenance"]["git_commits"]), "made from uncommitted code"
+        assert all(re.fullmatch(r"[0-9a-f]{12}", commit) for commit in known["provenance"]["git_commits"]), (
+            "made from uncommitted code"
+        )
         assert (ROOT / "params" / f"{known['params']['experiment']}.yaml").exists()

@@ -13,7 +13,12 @@ from fairlm_utils.openelm import OPENELM_SIZES, OpenELMConfig, OpenELMForCausalL
 FIXTURES = Path(__file__).parent / "fixtures"
 TINY = FIXTURES / "openelm-tiny-a"
 PUBLISHED = json.loads((FIXTURES / "published_sizes.json").read_text())["openelm"]
-NAMES = {"openelm-270m": "OpenELM-270M", "openelm-450m": "OpenELM-450M", "openelm-1.1b": "OpenELM-1_1B", "openelm-3b": "OpenELM-3B"}
+NAMES = {
+    "openelm-270m": "OpenELM-270M",
+    "openelm-450m": "OpenELM-450M",
+    "openelm-1.1b": "OpenELM-1_1B",
+    "openelm-3b": "OpenELM-3B",
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,9 @@ def test_logits_loss_and_gradients_are_those_of_the_reference(model, reference, 
     out.loss.backward()
     kept = slice(None) if mask is None else mask.bool()
     torch.testing.assert_close(out.logits[kept], expected[f"logits{suffix}"][kept], atol=1e-5, rtol=0)
-    torch.testing.assert_close(out.loss.detach(), expected[f"loss{suffix}"].reshape(()), atol=1e-5, rtol=1e-5, check_dtype=False)
+    torch.testing.assert_close(
+        out.loss.detach(), expected[f"loss{suffix}"].reshape(()), atol=1e-5, rtol=1e-5, check_dtype=False
+    )
     squares = 0.0
     for name, parameter in model.named_parameters():
         norm = parameter.grad.norm()
@@ -53,7 +60,10 @@ def test_published_sizes_have_the_published_layers_and_parameters(name, vocab_si
     with torch.device("meta"):
         model = OpenELMForCausalLM(config)
     assert config.num_query_heads == known["num_query_heads"] and config.num_kv_heads == known["num_kv_heads"]
-    assert config.ffn_multipliers == known["ffn_multipliers_expanded"] and config.ffn_intermediate_dims == known["ffn_intermediate_dims"]
+    assert (
+        config.ffn_multipliers == known["ffn_multipliers_expanded"]
+        and config.ffn_intermediate_dims == known["ffn_intermediate_dims"]
+    )
     assert sum(p.numel() for p in model.parameters()) == known["num_parameters"][str(vocab_size)]
     assert sum(p.numel() for p in model.parameters() if p.dim() == 1) == known["num_norm_parameters_1d"]
     assert len(model.state_dict()) == known["num_state_dict_tensors"]
@@ -109,7 +119,9 @@ def _recording(seen, original=torch.nn.functional.scaled_dot_product_attention):
 
 def test_eager_attention_agrees(reference):
     eager = AutoModelForCausalLM.from_pretrained(TINY, attn_implementation="eager")
-    torch.testing.assert_close(eager(input_ids=reference[0]["input_ids"]).logits, reference[1]["logits"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        eager(input_ids=reference[0]["input_ids"]).logits, reference[1]["logits"], atol=1e-5, rtol=0
+    )
 
 
 def test_a_saved_model_keeps_names_tensors_and_configuration(model, reference, tmp_path):
@@ -125,7 +137,9 @@ def test_a_saved_model_keeps_names_tensors_and_configuration(model, reference, t
 def test_untied_output_layer_is_its_own():
     config = OpenELMConfig(**{**OPENELM_SIZES["openelm-tiny"], "share_input_output_layers": False}, vocab_size=50)
     model = OpenELMForCausalLM(config)
-    assert "lm_head.weight" in model.state_dict() and model.lm_head.weight is not model.transformer.token_embeddings.weight
+    assert (
+        "lm_head.weight" in model.state_dict() and model.lm_head.weight is not model.transformer.token_embeddings.weight
+    )
 
 
 def test_gradient_checkpointing_leaves_gradients_as_they_are(model, reference):
@@ -141,7 +155,11 @@ def test_gradient_checkpointing_leaves_gradients_as_they_are(model, reference):
 
 @pytest.mark.parametrize(
     "values, said",
-    [({"head_dim": 15}, "head_dim"), ({"ffn_multipliers": [1, 2, 3]}, "ffn_multipliers"), ({"num_kv_heads": [3, 3]}, "do not divide")],
+    [
+        ({"head_dim": 15}, "head_dim"),
+        ({"ffn_multipliers": [1, 2, 3]}, "ffn_multipliers"),
+        ({"num_kv_heads": [3, 3]}, "do not divide"),
+    ],
 )
 def test_impossible_configurations_are_refused(values, said):
     with pytest.raises(ValueError, match=said):

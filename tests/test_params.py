@@ -16,7 +16,9 @@ FILES = sorted((ROOT / "params").rglob("*.yaml"))
 
 def test_all_problems_are_reported_at_once():
     with pytest.raises(ParameterError) as error:
-        TrainingParams.check({"wieght_decay": 0.1, "weight_decay": -1, "learning_rate": "1e-1", "steps": 1.5, "vocab_size": 100})
+        TrainingParams.check(
+            {"wieght_decay": 0.1, "weight_decay": -1, "learning_rate": "1e-1", "steps": 1.5, "vocab_size": 100}
+        )
     message = str(error.value)
     assert "did you mean weight_decay" in message and "write 0.1" in message
     assert message.count("\n  - ") >= 4 and "steps" in message and "greater than or equal to 0" in message
@@ -30,17 +32,21 @@ def test_vocabulary_holds_the_byte_alphabet():
 
 @pytest.mark.parametrize("value", [0, 0.0])
 def test_weight_decay_zero_may_be_an_int(value):
-    assert TrainingParams.check({"weight_decay": value}).run_id() == TrainingParams.check({"weight_decay": 0.0}).run_id()
+    assert (
+        TrainingParams.check({"weight_decay": value}).run_id() == TrainingParams.check({"weight_decay": 0.0}).run_id()
+    )
 
 
-@pytest.mark.parametrize("bad", [{"weight_decay": float("nan")}, {"seed": True}, {"packing": 1}, {"experiment": "../x"}, {"context": 1}])
+@pytest.mark.parametrize(
+    "bad", [{"weight_decay": float("nan")}, {"seed": True}, {"packing": 1}, {"experiment": "../x"}, {"context": 1}]
+)
 def test_impossible_values_are_refused(bad):
     with pytest.raises(ParameterError, match=next(iter(bad))):
         TrainingParams.check(bad)
 
 
 def test_a_grid_where_one_value_is_needed_says_how_to_choose():
-    with pytest.raises(ParameterError, match="-p weight_decay 0.3"):
+    with pytest.raises(ParameterError, match=r"-p weight_decay 0\.3"):
         TrainingParams.check({"weight_decay": [0.0, 0.3]})
 
 
@@ -53,7 +59,9 @@ def test_a_misspelt_name_in_a_notebook_is_an_error_and_other_notebooks_names_are
 
 def test_identity_leaves_out_what_does_not_change_results():
     base = EvaluationParams.check({})
-    same = EvaluationParams.check({"runs_dir": "elsewhere", "experiment": "x", "checkpoint_steps": 7, "eval_batch_size": 3})
+    same = EvaluationParams.check(
+        {"runs_dir": "elsewhere", "experiment": "x", "checkpoint_steps": 7, "eval_batch_size": 3}
+    )
     assert base.run_id() == same.run_id() == TrainingParams.check({}).run_id()
     assert base.run_id() != EvaluationParams.check({"adam_beta2": 0.95}).run_id()
 
@@ -78,7 +86,12 @@ def test_every_point_of_a_grid_is_checked_and_each_problem_told_once():
 
 @pytest.mark.parametrize(
     "text, said",
-    [("- 1", "flat mapping"), ("1: 2", "flat mapping"), ("a: [", "not YAML"), ("steps: !!python/object/apply:os.getcwd []", "not YAML")],
+    [
+        ("- 1", "flat mapping"),
+        ("1: 2", "flat mapping"),
+        ("a: [", "not YAML"),
+        ("steps: !!python/object/apply:os.getcwd []", "not YAML"),
+    ],
 )
 def test_a_file_that_is_not_parameters_is_refused(tmp_path, text, said):
     path = tmp_path / "x.yaml"
@@ -97,7 +110,9 @@ def test_every_experiment_file_is_valid_and_every_line_commented(file):
     points = params.expand(params.read(file), str(file))
     assert points and points[0].experiment == file.stem
     for line in file.read_text(encoding="utf-8").splitlines():
-        assert not line.strip() or line.lstrip().startswith("#") or re.search(r"\S:\s.*\S\s+# \S", line), f"no comment: {line}"
+        assert not line.strip() or line.lstrip().startswith("#") or re.search(r"\S:\s.*\S\s+# \S", line), (
+            f"no comment: {line}"
+        )
 
 
 @pytest.mark.parametrize("name", params.NOTEBOOKS)

@@ -20,7 +20,12 @@ def cells(line: str) -> list[str]:
 def test_every_claim_stands_in_readme_with_its_number_and_verdict(experiment):
     rows = [cells(line) for line in README.splitlines() if line.startswith("|")]
     for row in claims.claims(runs.load_results(ROOT / "results" / experiment)).itertuples():
-        assert any(row.claim in r and row.ours in r and row.verdict in r for r in rows), (experiment, row.claim, row.ours, row.verdict)
+        assert any(row.claim in r and row.ours in r and row.verdict in r for r in rows), (
+            experiment,
+            row.claim,
+            row.ours,
+            row.verdict,
+        )
 
 
 def test_table_1_of_imdb_is_that_of_the_results():

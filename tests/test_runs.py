@@ -68,7 +68,7 @@ def test_runs_of_other_settings_are_not_mixed(miniature):
     for steps in (2, 3):
         evaluation.evaluate(miniature(experiment="mixed", steps=steps, window_steps=2))
     folder = runs.run_dir(miniature(experiment="mixed")).parent
-    with pytest.raises(runs.RunError, match="differs from .* in steps"):
+    with pytest.raises(runs.RunError, match=r"differs from .* in steps"):
         runs.load_results(folder)
     with pytest.raises(runs.RunError, match="differ from this experiment in steps"):
         runs.check_experiment([miniature(experiment="mixed", steps=4)])

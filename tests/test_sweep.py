@@ -64,7 +64,10 @@ def test_results_are_written_for_committing(report, experiment, tmp_path):
 
 
 def test_a_failed_run_is_reported_with_its_notebook_and_the_others_finish(miniature, monkeypatch, capsys):
-    good, bad = miniature(experiment="fails", steps=2, window_steps=2), miniature(experiment="fails", steps=2, window_steps=2, seed=1)
+    good, bad = (
+        miniature(experiment="fails", steps=2, window_steps=2),
+        miniature(experiment="fails", steps=2, window_steps=2, seed=1),
+    )
     directory = runs.claim(bad)
     known = runs.read_json(directory / "params.json")
     runs.write_json(directory / "params.json", {**known, "adam_beta1": 0.5})  # as if another run had been there

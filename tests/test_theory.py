@@ -33,7 +33,9 @@ def test_a_class_collapses_exactly_at_its_threshold():
 @pytest.mark.parametrize("weight_decay", [1e-4, 1e-3, 3e-3])
 def test_derivative_agrees_with_differences_and_falls_with_the_count(weight_decay):
     step = weight_decay * 1e-6
-    difference = (theory.class_loss(COUNTS, weight_decay + step) - theory.class_loss(COUNTS, weight_decay - step)) / (2 * step)
+    difference = (theory.class_loss(COUNTS, weight_decay + step) - theory.class_loss(COUNTS, weight_decay - step)) / (
+        2 * step
+    )
     derivative = theory.class_loss_derivative(COUNTS, weight_decay)
     np.testing.assert_allclose(derivative, difference, rtol=1e-5)
     assert (np.diff(derivative) > 0).all()  # COUNTS fall, so the derivative rises
@@ -49,7 +51,9 @@ def test_fit_recovers_the_weight_decay_of_its_own_curve():
     losses = theory.class_loss(counts, 3e-5, 2000, 30_000)
     fit = theory.fit_weight_decay(counts, losses, 2000, 30_000)
     assert fit.weight_decay == pytest.approx(3e-5, rel=1e-3) and fit.r_squared > 0.9999
-    assert theory.log_log_slope(counts[2:], theory.class_loss(counts[2:], 1e-8, 2000, 30_000)) == pytest.approx(-0.5, abs=1e-3)
+    assert theory.log_log_slope(counts[2:], theory.class_loss(counts[2:], 1e-8, 2000, 30_000)) == pytest.approx(
+        -0.5, abs=1e-3
+    )
     upside_down = theory.fit_weight_decay(counts, losses[::-1], 2000, 30_000)
     assert upside_down.r_squared < 0.2
 

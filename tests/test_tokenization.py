@@ -46,7 +46,9 @@ def test_byte_level_ids_give_any_text_back(byte_level, text):
 
 
 def test_whitespace_punctuation_splits_as_the_papers_example(split_at_punctuation):
-    pieces = [w for w, _ in split_at_punctuation.backend_tokenizer.pre_tokenizer.pre_tokenize_str("I liked it, really!")]
+    pieces = [
+        w for w, _ in split_at_punctuation.backend_tokenizer.pre_tokenizer.pre_tokenize_str("I liked it, really!")
+    ]
     assert pieces == ["I", "liked", "it", ",", "really", "!"]
     assert split_at_punctuation.unk_token_id in encode(split_at_punctuation, ["中"])[0]
 

@@ -37,7 +37,9 @@ def test_a_run_keeps_its_parameters_and_origin(run, miniature):
     assert provenance["packages"]["torch"] and provenance["corpus"]["fingerprint"] and provenance["n_threads"] == 1
     assert not (run / "checkpoints").exists()
     names = {p.name for p in (run / "model").iterdir()}
-    assert {"model.safetensors", "tokenizer.json"} <= names and not [n for n in names if n.endswith((".bin", ".pt", ".pkl"))]
+    assert {"model.safetensors", "tokenizer.json"} <= names and not [
+        n for n in names if n.endswith((".bin", ".pt", ".pkl"))
+    ]
 
 
 def test_recorded_counts_are_the_targets_trained_on(run, miniature):
@@ -124,7 +126,9 @@ def test_documents_that_are_padded_train_and_count_real_tokens_only(miniature):
 def test_a_killed_run_continues_from_its_checkpoint_to_the_same_bits(miniature, tmp_path):
     p = miniature(steps=40, checkpoint_steps=5, window_steps=7, experiment="killed")
     whole = training.train(miniature(steps=40, window_steps=7, experiment="undisturbed"))
-    program = f"from fairlm_utils import training, params; training.train(params.EvaluationParams.check({p.model_dump()!r}))"
+    program = (
+        f"from fairlm_utils import training, params; training.train(params.EvaluationParams.check({p.model_dump()!r}))"
+    )
     process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ})
     folder = runs.run_dir(p) / "checkpoints"
     while process.poll() is None and not (folder / "checkpoint-10" / "complete.json").exists():
@@ -181,7 +185,9 @@ def test_derived_quantities_follow_from_the_parameters(miniature):
     table = training.derived_quantities(p, model, training.training_blocks(p, corpus)).set_index("quantity")["value"]
     assert table["targets a step"] == str(8 * 15) and float(table["epochs"]) == pytest.approx(10 * 8 / 24, rel=1e-3)
     # a linear schedule from η to 0 over T steps sums to η (T + 1) / 2
-    assert float(table["weights kept by decay alone, exp(−λ Σ lr)"]) == pytest.approx(np.exp(-2.0 * 3e-3 * 5.5), rel=1e-3)
+    assert float(table["weights kept by decay alone, exp(−λ Σ lr)"]) == pytest.approx(
+        np.exp(-2.0 * 3e-3 * 5.5), rel=1e-3
+    )
 
 
 def test_two_processes_train_what_one_does_with_the_same_global_batch(miniature, tmp_path):
@@ -192,7 +198,9 @@ def test_two_processes_train_what_one_does_with_the_same_global_batch(miniature,
     file = tmp_path / "two.yaml"
     file.write_text(yaml.safe_dump(p.model_dump()))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
-    done = subprocess.run([*command, "-m", "fairlm_utils.evaluation", str(file)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "-m", "fairlm_utils.evaluation", str(file)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     two = runs.run_dir(p)
     for a, b in zip(training.load_curves(one), training.load_curves(two), strict=True):
