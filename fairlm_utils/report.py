@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ def notebook_html(path: str | Path) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = render_math(cell.source)
-    exporter = HTMLExporter(template_name="lab", exclude_anchor_links=True, log_level="ERROR")
+    exporter = HTMLExporter(template_name="lab", exclude_anchor_links=True)
+    exporter.log.setLevel(logging.ERROR)  # not its note on missing alternative text, which is set below
     page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": Path(path).stem}})
     soup = BeautifulSoup(page, "html.parser")
     for script in soup.find_all("script"):  # of the template, all fetched from the network; a static page needs none
