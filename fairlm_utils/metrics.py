@@ -248,4 +248,6 @@ def table_1(frame: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
         m: [f"{a:.4f}" + (f" ± {b:.4f}" if b == b else "") for a, b in zip(mean[m], sd[m], strict=True)]
         for m in measures
     }
-    return pd.DataFrame(cells, index=mean.index).assign(n_seeds=grouped.size()).reset_index()
+    table = pd.DataFrame(cells, index=mean.index).assign(n_seeds=grouped.size()).reset_index()
+    # training text first, as in the paper, and not between the rows of held-out text
+    return table.sort_values(keys, ascending=[key != "split" for key in keys], ignore_index=True)
