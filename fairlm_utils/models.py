@@ -37,7 +37,7 @@ def _qwen2(size: dict[str, Any]) -> Callable[[int, int], PreTrainedConfig]:
         return Qwen2Config(
             **size,
             vocab_size=vocab_size,
-            max_position_embeddings=max(context, 32_768),
+            max_position_embeddings=32_768,
             tie_word_embeddings=True,
             rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
             attention_dropout=0.0,

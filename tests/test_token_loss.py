@@ -72,7 +72,7 @@ def test_recording_leaves_the_models_loss_as_it_was():
     torch.testing.assert_close(recorded, plain)
     torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, plain)  # the model's own loss is back
     assert sums.read()[:, 0].sum() == 2 * 15
-    assert sums.read()[:, 1].sum() / 30 == pytest.approx(float(plain), rel=1e-5)
+    assert sums.read()[:, 1].sum() / 30 == pytest.approx(float(plain.detach()), rel=1e-5)
 
 
 def test_nothing_is_recorded_in_evaluation():
