@@ -329,12 +329,13 @@ def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int 
     """
     rows, x, y = [], 0, 0
     for token, name in zip(tokens, classes, strict=True):
-        text = (
-            token.replace("\n", "⏎").replace("\t", " ").replace(" ", "\u00a0")
-        )  # plain spaces at the ends are trimmed
+        text = token.replace("\n", "⏎").replace("\t", " ")
+        spaces = len(text) - len(text.lstrip())  # the renderer trims them, so the letters are drawn behind them
         if x + len(text) > columns and x:
             x, y = 0, y + 1
-        rows.append({"x": x, "end": x + len(text), "y": y, "text": text, "frequency class": name})
+        rows.append(
+            {"x": x, "letters": x + spaces, "end": x + len(text), "y": y, "text": text, "frequency class": name}
+        )
         x = 0 if "\n" in token else x + len(text)
         y += "\n" in token
     frame = pd.DataFrame(rows)
@@ -350,7 +351,7 @@ def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int 
         ),
     )
     letters = base.mark_text(align="left", font="DejaVu Sans Mono, monospace", fontSize=11, color="#202020").encode(
-        text="text:N"
+        x="letters:Q", text="text:N"
     )
     return alt.layer(box, letters).properties(
         width=(columns + 2) * 6.65,
