@@ -19,11 +19,21 @@ import pandas as pd
 import vl_convert
 from PIL import Image
 
-WIDTH, HEIGHT = 320, 240
+WIDTH, HEIGHT = 270, 240  # two panels and a legend fill the 800 pixels of a notebook
 SPLITS = ["training", "held-out"]
-#: Colours by λ, from dark to light in the order of λ: positions on the viridis scale, distinct for colour-blind readers.
-_VIRIDIS = ["#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#e8d51c"]
-_POSITIONS = [0.0, 0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 2.0]
+#: Colours by λ, dark to light on the viridis scale, safe for colour-blind readers; wider steps where λ is common.
+_COLOURS = {
+    0.0: "#440154",
+    0.01: "#482475",
+    0.03: "#414487",
+    0.1: "#355f8d",
+    0.2: "#2a788e",
+    0.3: "#1f9e89",
+    0.5: "#44bf70",
+    1.0: "#89d548",
+    2.0: "#e8d51c",
+}
+_POSITIONS, _VIRIDIS = list(_COLOURS), list(_COLOURS.values())
 CLASS_COLOURS = {"low": "#d55e00", "high": "#0072b2"}
 MEASURE_COLOURS = {"token-balanced loss": "#d55e00", "average loss": "#0072b2"}
 
@@ -45,9 +55,18 @@ def _theme() -> alt.theme.ThemeConfig:
 
 
 def png(chart: Any, scale: float = 2.0) -> tuple[bytes, int, int]:
-    """A chart, or its specification, as the bytes of a PNG, with the width and height at which to show it in pixels."""
+    """A chart, or its specification, as the bytes of a PNG, with the width and height at which to show it in pixels.
+
+    Raises RuntimeError if the converter cannot draw it.
+    """
     spec = chart if isinstance(chart, dict) else chart.to_dict()
-    image = Image.open(io.BytesIO(vl_convert.vegalite_to_png(json.dumps(spec), scale=scale)))
+    try:
+        drawn = vl_convert.vegalite_to_png(json.dumps(spec), scale=scale)
+    except ValueError as error:
+        raise RuntimeError(
+            f"the chart cannot be drawn as a PNG ({error}); check its table, then the package vl-convert-python"
+        ) from error
+    image = Image.open(io.BytesIO(drawn))
     file = io.BytesIO()
     image.convert("RGB").quantize(128).save(file, "PNG", optimize=True)  # a tenth of the bytes: notebooks stay light
     return file.getvalue(), round(image.width / scale), round(image.height / scale)
@@ -81,13 +100,17 @@ def _by_weight_decay(
     frame: pd.DataFrame, colours: Callable[[float], str] = weight_decay_colour
 ) -> tuple[alt.Color, alt.Parameter, Any]:
     """Colour by λ, a selection bound to its legend, and the opacity that follows it."""
-    values = sorted(frame["weight_decay"].unique())
-    labels = [f"{v:g}" for v in values]
+    values, labels = sorted(frame["weight_decay"].unique()), _labels(frame)
     colour = alt.Color(
         "λ:N", sort=labels, scale=alt.Scale(domain=labels, range=[colours(v) for v in values]), title="weight decay λ"
     )
     chosen = alt.selection_point(fields=["λ"], bind="legend", name="chosen")
     return colour, chosen, alt.condition(chosen, alt.value(1.0), alt.value(0.12))
+
+
+def _labels(frame: pd.DataFrame) -> list[str]:
+    """The values of λ in a table as text, in their order."""
+    return [f"{v:g}" for v in sorted(frame["weight_decay"].unique())]
 
 
 def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
@@ -112,18 +135,24 @@ def _finish(chart: Any, frame: pd.DataFrame, title: str, description: str, x: st
     return chart.properties(title=title, description=description)
 
 
-def _interval_over_seeds(base: alt.Chart, y: str = "low:Q") -> alt.Chart:
-    return base.mark_rule(strokeWidth=1.5, opacity=0.7).encode(y=y, y2="high:Q")
+def _interval_over_seeds(base: alt.Chart) -> alt.Chart:
+    """Bars from `low` to `high`; what lies below 0, impossible for the quantities drawn, is cut off."""
+    return base.mark_rule(strokeWidth=1.5, clip=True).encode(y="low:Q", y2="high:Q")
 
 
 def _y(title: str) -> alt.Y:
-    return alt.Y("mean:Q", title=title, scale=alt.Scale(zero=True))
+    return alt.Y("mean:Q", title=title, scale=alt.Scale(domainMin=0))
+
+
+def _beside(groups: Sequence[str], field: str) -> alt.XOffset:
+    """Groups a few pixels apart at the same x, so that no interval hides another."""
+    return alt.XOffset(f"{field}:N", sort=list(groups), scale=alt.Scale(paddingOuter=1))
 
 
 def _against_weight_decay(frame: pd.DataFrame, group: str, colours: dict[str, str], y_title: str) -> alt.LayerChart:
     """One curve a group against λ, with intervals over seeds; λ on evenly spaced positions, since 0 has no logarithm."""
     frame = _labelled(frame)
-    order, title = [f"{v:g}" for v in sorted(frame["weight_decay"].unique())], group.replace("_", " ")
+    order, title = _labels(frame), group.replace("_", " ")
     base = alt.Chart().encode(
         x=alt.X("λ:O", sort=order, title="weight decay λ (evenly spaced)", axis=alt.Axis(labelAngle=0)),
         color=alt.Color(
@@ -132,7 +161,8 @@ def _against_weight_decay(frame: pd.DataFrame, group: str, colours: dict[str, st
             scale=alt.Scale(domain=list(colours), range=list(colours.values())),
             title=title,
         ),
-        tooltip=["λ", alt.Tooltip(f"{group}:N"), *_statistics()],
+        xOffset=_beside(list(colours), group),
+        tooltip=["λ", alt.Tooltip(f"{group}:N"), *_statistics(frame)],
     )
     line = base.mark_line(strokeWidth=2).encode(y=_y(y_title))
     points = base.mark_point(filled=True, size=60, opacity=1).encode(
@@ -142,11 +172,12 @@ def _against_weight_decay(frame: pd.DataFrame, group: str, colours: dict[str, st
     return alt.layer(line, _interval_over_seeds(base), points)
 
 
-def _statistics() -> list[alt.Tooltip]:
+def _statistics(frame: pd.DataFrame) -> list[alt.Tooltip]:
+    counts = {"n_types": "types", "n_seeds": "seeds"}
     titles = {"mean": "mean over seeds", "low": "interval from", "high": "to"}
     return [
         *(alt.Tooltip(f"{k}:Q", title=v, format=".4f") for k, v in titles.items()),
-        alt.Tooltip("n_seeds:Q", title="seeds"),
+        *(alt.Tooltip(f"{k}:Q", title=v, format=",") for k, v in counts.items() if k in frame),
     ]
 
 
@@ -191,9 +222,10 @@ def by_bin(bins: pd.DataFrame, y_title: str = "loss (nats, mean over types)") ->
         x=alt.X(
             "bin:O", sort=order, title="training count n_v of the type (powers of 3)", axis=alt.Axis(labelAngle=-40)
         ),
+        xOffset=_beside(_labels(frame), "λ"),
         color=colour,
         opacity=opacity,
-        tooltip=[alt.Tooltip("bin:O", title="training count"), "λ", *_statistics()],
+        tooltip=[alt.Tooltip("bin:O", title="training count"), "λ", *_statistics(frame)],
     )
     line = base.mark_line(strokeWidth=2).encode(y=_y(y_title))
     points = base.mark_point(filled=True, size=45).encode(y="mean:Q").add_params(chosen)
@@ -210,7 +242,7 @@ def by_bin(bins: pd.DataFrame, y_title: str = "loss (nats, mean over types)") ->
 def learning_curves(curves: pd.DataFrame, n_bins: int = 4) -> alt.Chart:
     """Loss in the training stream (y, nats, mean over types) against step (x), a panel a frequency bin, a line a λ.
 
-    Shows `n_bins` bins from the rarest to the most frequent.
+    Shows `n_bins` bins from the rarest to the most frequent; bands are intervals over seeds, cut off below 0.
     """
     lows = np.sort(curves["bin_low"].unique())
     lows = lows[np.unique(np.linspace(0, len(lows) - 1, n_bins).round().astype(int))]
@@ -220,24 +252,28 @@ def learning_curves(curves: pd.DataFrame, n_bins: int = 4) -> alt.Chart:
     else:
         frame = frame.assign(panel="n_v " + frame["bin"])
     colour, chosen, opacity = _by_weight_decay(frame)
-    chart = (
-        alt.Chart(frame)
-        .mark_line(strokeWidth=2)
-        .encode(
-            x=alt.X("step:Q", title="step"),
-            y=_y("training loss (nats)"),
-            color=colour,
-            opacity=opacity,
-            tooltip=["panel:N", "λ", "step:Q", *_statistics()],
-        )
-        .add_params(chosen)
-        .properties(width=150, height=180)
+    base = alt.Chart().encode(
+        x=alt.X("step:Q", title="optimiser step", axis=alt.Axis(tickCount=4)),
+        color=colour,
+        tooltip=["panel:N", "λ", "step:Q", *_statistics(frame)],
     )
+    band = base.mark_area(clip=True, strokeWidth=0).encode(
+        y="low:Q", y2="high:Q", fillOpacity=alt.condition(chosen, alt.value(0.12), alt.value(0.0))
+    )
+    line = base.mark_line(strokeWidth=2).encode(y=_y("loss (nats, mean over types)"), opacity=opacity)
+    chart = alt.layer(band, line.add_params(chosen), data=frame).properties(width=136, height=HEIGHT - 40)
     panels = frame.sort_values("bin_low")["panel"].unique().tolist()
     return chart.facet(alt.Facet("panel:N", sort=panels, title=None), columns=4).properties(
         title="Learning curves by frequency of the type",
-        description="Line charts of the training loss against the step, one panel a frequency bin, one line a weight decay",
+        description="Line charts of the training loss against the step, one panel a frequency bin, one line a "
+        "weight decay, with intervals over seeds as bands",
     )
+
+
+def _log(field: str, title: str, format: str = "~g", values: Sequence[float] = ()) -> dict[str, Any]:
+    """Arguments of a logarithmic axis with ticks at powers of ten, or at `values`."""
+    axis = alt.Axis(format=format, values=list(values) or [10.0**k for k in range(-12, 13)], labelOverlap=True)
+    return {"shorthand": field, "title": title, "scale": alt.Scale(type="log", nice=False), "axis": axis}
 
 
 def rank_frequency(frame: pd.DataFrame, percentiles: pd.DataFrame) -> alt.Chart:
@@ -245,8 +281,8 @@ def rank_frequency(frame: pd.DataFrame, percentiles: pd.DataFrame) -> alt.Chart:
 
     `frame`: rank, count. `percentiles`: percentile, count.
     """
-    y = alt.Y("count:Q", scale=alt.Scale(type="log"), title="occurrences of the type")
-    x = alt.X("rank:Q", scale=alt.Scale(type="log"), title="rank of the type")
+    x = alt.X(**_log("rank:Q", "rank of the type", ","))
+    y = alt.Y(**_log("count:Q", "occurrences of the type (tokens)", ","))
     line = alt.Chart(frame).mark_line(strokeWidth=2.5, color="#0072b2").encode(x=x, y=y, tooltip=["rank:Q", "count:Q"])
     marked = percentiles.assign(label=percentiles["percentile"].map("{:g}th percentile".format))
     rules = (
@@ -256,8 +292,8 @@ def rank_frequency(frame: pd.DataFrame, percentiles: pd.DataFrame) -> alt.Chart:
     )
     text = (
         alt.Chart(marked)
-        .mark_text(align="right", dy=-6, dx=-4, color="#b04a00")
-        .encode(y="count:Q", x=alt.value(2 * WIDTH), text="label:N")
+        .mark_text(align="left", dy=-6, dx=4, color="#b04a00")
+        .encode(y="count:Q", x=alt.value(0), text="label:N")
     )
     return alt.layer(line, rules, text).properties(
         width=2 * WIDTH,
@@ -271,12 +307,7 @@ def coverage(frame: pd.DataFrame) -> alt.Chart:
     """Share of tokens covered (y) by the most frequent share of the types (x, log). Columns top_share, coverage, source."""
     colours = {"measured": "#0072b2", "the paper's claim": "#d55e00"}
     base = alt.Chart(frame).encode(
-        x=alt.X(
-            "top_share:Q",
-            scale=alt.Scale(type="log"),
-            title="most frequent share of the types",
-            axis=alt.Axis(format="~%"),
-        ),
+        x=alt.X(**_log("top_share:Q", "most frequent share of the types", "~%")),
         y=alt.Y(
             "coverage:Q", title="share of tokens covered", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])
         ),
@@ -284,7 +315,9 @@ def coverage(frame: pd.DataFrame) -> alt.Chart:
         tooltip=[alt.Tooltip("top_share:Q", format=".3%"), alt.Tooltip("coverage:Q", format=".1%"), "source:N"],
     )
     measured = base.transform_filter("datum.source == 'measured'").mark_line(point=True, strokeWidth=2)
-    claimed = base.transform_filter("datum.source != 'measured'").mark_point(size=140, filled=True, shape="diamond")
+    claimed = base.transform_filter("datum.source != 'measured'").mark_point(
+        size=140, filled=True, shape="diamond", opacity=1
+    )
     return alt.layer(measured, claimed).properties(
         width=2 * WIDTH,
         height=HEIGHT,
@@ -299,7 +332,9 @@ def low_frequency_share(frame: pd.DataFrame) -> alt.Chart:
         alt.Chart(frame)
         .mark_line(point=alt.OverlayMarkDef(size=60), strokeWidth=2)
         .encode(
-            x=alt.X("vocab_size:Q", title="vocabulary size (types)", scale=alt.Scale(type="log", nice=False)),
+            x=alt.X(
+                **_log("vocab_size:Q", "vocabulary size (types)", ",", sorted(frame["vocab_size"].unique().tolist()))
+            ),
             y=alt.Y(
                 "share:Q",
                 title="share of types that are low-frequency",
@@ -329,7 +364,7 @@ def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int 
     """
     rows, x, y = [], 0, 0
     for token, name in zip(tokens, classes, strict=True):
-        text = token.replace("\n", "⏎").replace("\t", " ")
+        text = token.replace("\n", "⏎").replace("\t", " ").replace(" ", "\u00a0")  # plain spaces would collapse
         spaces = len(text) - len(text.lstrip())  # the renderer trims them, so the letters are drawn behind them
         if x + len(text) > columns and x:
             x, y = 0, y + 1
@@ -363,36 +398,24 @@ def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int 
 
 def hurt_tokens(frame: pd.DataFrame) -> alt.Chart:
     """Loss (x, nats) of single token types (y), in the order given. Columns token, token_id, n_train, loss."""
-    frame = frame.assign(name=[f"{t!r} · {n:,}×" for t, n in zip(frame["token"], frame["n_train"], strict=True)])
+    names = [f"{t!r} · {n:,}×" for t, n in zip(frame["token"], frame["n_train"], strict=True)]
+    keys = [f"{i}\n{name}" for i, name in zip(frame["token_id"], names, strict=True)]  # types may share a name
+    label = alt.Axis(labelExpr="slice(datum.label, indexof(datum.label, '\\n') + 1)", labelLimit=230, titlePadding=12)
     return (
-        alt.Chart(frame)
+        alt.Chart(frame.assign(name=names, key=keys))
         .mark_bar(color="#0072b2")
         .encode(
             x=alt.X("loss:Q", title="loss (nats)"),
-            y=alt.Y(
-                "token_id:N", sort=frame["token_id"].tolist(), title="token type and its training count", axis=None
-            ),
+            y=alt.Y("key:N", sort=keys, title="token type and its training count", axis=label),
             tooltip=["name:N", alt.Tooltip("loss:Q", format=".4f"), alt.Tooltip("accuracy:Q", format=".3f")],
         )
-        + alt.Chart(frame)
-        .mark_text(align="right", dx=-6, fontSize=11)
-        .encode(x=alt.value(0), y=alt.Y("token_id:N", sort=frame["token_id"].tolist(), axis=None), text="name:N")
-    ).properties(
-        width=1.3 * WIDTH,
-        height=alt.Step(17),
-        title={"text": "Loss of single token types", "offset": 10},
-        padding={"left": 190, "right": 10, "top": 10, "bottom": 10},
-        description="Bars of the loss of the most and the least hurt token types, with their training counts",
+        .properties(
+            width=1.6 * WIDTH,
+            height=alt.Step(17),
+            title="Loss of single token types",
+            description="Bars of the loss of the most and the least hurt token types, with their training counts",
+        )
     )
-
-
-def _log(field: str, title: str) -> dict[str, Any]:
-    return {
-        "shorthand": field,
-        "title": title,
-        "scale": alt.Scale(type="log", nice=False),
-        "axis": alt.Axis(format="~g"),
-    }
 
 
 def theory_loss(frame: pd.DataFrame, thresholds: pd.DataFrame) -> alt.HConcatChart:
@@ -435,12 +458,12 @@ def theory_fit(frame: pd.DataFrame) -> alt.FacetChart:
     `frame`: n_k, weight_decay, measured, fitted; model if there are several.
     """
     frame = _labelled(frame).assign(panel=lambda f: "λ = " + f["λ"])
-    base = alt.Chart().encode(x=alt.X(**_log("n_k:Q", "mean training count of the bin")))
+    base = alt.Chart().encode(x=alt.X(**_log("n_k:Q", "mean count n_k")))
     tooltip = ["n_k:Q", "λ", alt.Tooltip("measured:Q", format=".4f"), alt.Tooltip("fitted:Q", format=".4f")]
     y = alt.Y("fitted:Q", title="training loss (nats)", scale=alt.Scale(zero=True))
     line = base.mark_line(color="#d55e00", strokeWidth=2).encode(y=y)
     points = base.mark_point(filled=True, size=50, color="#0072b2").encode(y=alt.Y("measured:Q"), tooltip=tooltip)
-    layered = alt.layer(line, points, data=frame).properties(width=140, height=150)
+    layered = alt.layer(line, points, data=frame).properties(width=100, height=150)
     panels = frame.sort_values("weight_decay")["panel"].unique().tolist()
     return (
         layered.facet(alt.Facet("panel:N", sort=panels, title=None), columns=5)

@@ -48,9 +48,7 @@ ALL = {
         ["<script>alert(1)</script>", ' "x"', "\n", "y"], ["low", "high", "high", "low"]
     ),
     "hurt_tokens": charts.hurt_tokens(
-        pd.DataFrame(
-            {"token": ["a", "<b>"], "token_id": [1, 2], "n_train": [3, 4], "loss": [2.0, 0.1], "accuracy": 0.5}
-        )
+        pd.DataFrame({"token": ["a\n", "a\n"], "token_id": [1, 2], "n_train": 3, "loss": [2.0, 0.1], "accuracy": 0.5})
     ),
     "theory_loss": charts.theory_loss(
         pd.DataFrame(
@@ -94,6 +92,13 @@ def test_intervals_over_seeds_are_drawn_and_splits_stand_side_by_side(name):
     assert spec["facet"]["column"]["sort"] == ["training", "held-out"]
     rules = [layer for layer in spec["spec"]["layer"] if layer["mark"]["type"] == "rule"]
     assert [(r["encoding"]["y"]["field"], r["encoding"]["y2"]["field"]) for r in rules] == [("low", "high")]
+    assert all("xOffset" in layer["encoding"] for layer in spec["spec"]["layer"]), "an interval hides another"
+    assert next(e["scale"] for e in find(spec, "y") if "scale" in e)["domainMin"] == 0 and rules[0]["mark"]["clip"]
+
+
+def test_learning_curves_have_bands_over_seeds():
+    bands = [m for m in ALL["learning_curves"].to_dict()["spec"]["layer"] if m["mark"]["type"] == "area"]
+    assert [(b["encoding"]["y"]["field"], b["encoding"]["y2"]["field"]) for b in bands] == [("low", "high")]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +130,14 @@ def test_colours_get_lighter_with_weight_decay():
     assert values == sorted(values)
 
 
+def test_colours_of_the_usual_weight_decays_are_told_apart():
+    rgb = [
+        np.array([int(charts.weight_decay_colour(w)[i : i + 2], 16) for i in (1, 3, 5)])
+        for w in (0, 0.1, 0.3, 0.5, 1, 2)
+    ]
+    assert min(np.linalg.norm(a - b) for a, b in zip(rgb[:-1], rgb[1:], strict=True)) > 50
+
+
 def test_the_legend_isolates_a_weight_decay():
     assert any(p.get("bind") == "legend" for params in find(ALL["by_bin"].to_dict(), "params") for p in params)
 
@@ -135,12 +148,40 @@ def test_a_shown_chart_is_interactive_and_a_picture_with_alternative_text():
     assert json.loads(json.dumps(data["application/vnd.vegalite.v5+json"]))["facet"]
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB"))
     assert (
-        image.shape[1] == pytest.approx(2 * metadata["image/png"]["width"], abs=2)
+        metadata["image/png"]["width"] <= 800
+        and image.shape[1] == pytest.approx(2 * metadata["image/png"]["width"], abs=2)
         and len(np.unique(image.reshape(-1, 3), axis=0)) > 20
     )
     assert "weight decay" in metadata["image/png"]["alt"]
 
 
+def rows_of(chart):
+    return [row for rows in chart.to_dict()["datasets"].values() for row in rows]
+
+
+def test_a_chart_that_cannot_be_drawn_says_so():
+    with pytest.raises(RuntimeError, match="cannot be drawn as a PNG"):
+        charts.png({"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "mark": "no such mark"})
+
+
 def test_tokens_are_data_not_markup():
-    texts = [row["text"] for rows in ALL["coloured_tokens"].to_dict()["datasets"].values() for row in rows]
-    assert texts[0] == "<script>alert(1)</script>" and texts[1] == ' "x"'
+    texts = [row["text"] for row in rows_of(ALL["coloured_tokens"])]
+    assert texts[0] == "<script>alert(1)</script>" and texts[1] == '\u00a0"x"'
+
+
+def test_the_letters_of_a_token_stand_after_its_spaces_and_lines_wrap():
+    """Vega trims leading spaces, so that letters placed where the token begins would leave their box."""
+    rows = rows_of(charts.coloured_tokens(["ab", "  cd", "\n", "x" * 9, "y"], ["low"] * 5, columns=9))
+    assert [(r["x"], r["letters"], r["end"], r["y"]) for r in rows] == [
+        (0, 0, 2, 0),
+        (2, 4, 6, 0),
+        (6, 6, 7, 0),
+        (0, 0, 9, 1),
+        (0, 0, 1, 2),
+    ]
+
+
+def test_types_that_read_the_same_keep_a_bar_each():
+    spec = ALL["hurt_tokens"].to_dict()
+    assert len(set(spec["encoding"]["y"]["sort"])) == 2
+    assert spec["encoding"]["y"]["sort"] == [row["key"] for row in rows_of(ALL["hurt_tokens"])]
