@@ -6,6 +6,7 @@ Numbers of the paper are those of OpenELM-270M on IMDB (arXiv 2410.11985, Table 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -77,7 +78,7 @@ def _claims(totals, bins, classes, weight_decay, confidence) -> list[Claim]:
         return _interval(change["difference"], confidence, form) if covered else "–"
 
     def verdict(*parts: bool) -> str:
-        return NOT_COVERED if not covered else REPRODUCED if all(parts) else IN_PART if any(parts) else NOT
+        return _verdict(covered, parts)
 
     return [
         Claim(
@@ -153,9 +154,14 @@ def _threshold(training: pd.DataFrame, confidence: float) -> Claim:
         f"{_interval(small['ratio'], confidence, '×{:.2f}')} at 0.1, {_interval(clear['ratio'], confidence, '×{:.2f}')} at 0.3"
         if covered
         else "–",
-        NOT_COVERED if not covered else REPRODUCED if all(parts) else IN_PART if any(parts) else NOT,
+        _verdict(covered, parts),
         "at most ×1.1 at 0.1 and more at 0.3, in every seed",
     )
+
+
+def _verdict(covered: bool, parts: Sequence[bool]) -> str:
+    """The verdict on a claim whose `parts` hold or do not, if the experiment has the λ it compares."""
+    return NOT_COVERED if not covered else REPRODUCED if all(parts) else IN_PART if any(parts) else NOT
 
 
 def _change(frame: pd.DataFrame, value: str, weight_decay: float) -> pd.DataFrame:

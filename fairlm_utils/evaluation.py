@@ -110,15 +110,16 @@ def _evaluate(p: EvaluationParams, directory: Path) -> None:
     n_train = target_counts(data["training"].labels.numpy(), vocab_size)
     steps, counts, loss_sums, _ = training.load_curves(directory)
     speed = metrics.learning_speed(steps, counts, loss_sums, vocab_size)
+    tables = {}
     for split in SPLITS:
         sums = token_sums(model, data[split], p.eval_batch_size, getattr(torch, p.dtype))
-        table = token_table(sums, n_train, corpus.tokenizer, speed)
-        runs.write_table(directory / f"tokens_{split}.parquet", table)
-    _write_tables(p, directory, metrics.learning_curves(steps, counts, loss_sums, n_train))
+        tables[split] = token_table(sums, n_train, corpus.tokenizer, speed)
+        runs.write_table(directory / f"tokens_{split}.parquet", tables[split])
+    _write_tables(p, directory, tables, metrics.learning_curves(steps, counts, loss_sums, n_train))
 
 
-def _write_tables(p: EvaluationParams, directory: Path, curves: pd.DataFrame) -> None:
-    tables = {split: read_token_table(directory, split) for split in SPLITS}
+def _write_tables(p: EvaluationParams, directory: Path, tables: dict[str, pd.DataFrame], curves: pd.DataFrame) -> None:
+    """The run's rows of the experiment's tables, from its per-token tables by split and its learning curves."""
     key = {"model": p.model, "weight_decay": float(p.weight_decay), "seed": p.seed}
     frames = {
         "curves": curves.assign(**key),

@@ -228,8 +228,7 @@ def load_results(folder: str | Path) -> Results:
         name: pd.concat([_read_csv(d / "tables" / f"{name}.csv") for d in finished], ignore_index=True)
         for name in TABLES
     }
-    order = [*AXES]
-    tables = {name: table.sort_values(order, kind="stable", ignore_index=True) for name, table in tables.items()}
+    tables = {name: table.sort_values([*AXES], kind="stable", ignore_index=True) for name, table in tables.items()}
     return Results(**tables, params=params, provenance=_shared_provenance(finished))
 
 
@@ -256,7 +255,7 @@ def _shared_params(directories: list[Path]) -> dict[str, Any]:
                 f"{directory.parent}: {directory.name} differs from {directories[0].name} in {', '.join(differing)}, and tables "
                 "of different settings are not mixed; remove the runs you do not want or use another experiment name"
             )
-    return {**{k: v for k, v in fixed.items()}, "experiment": first["experiment"]}
+    return {**fixed, "experiment": first["experiment"]}
 
 
 def _shared_provenance(directories: list[Path]) -> dict[str, Any]:
