@@ -1,6 +1,7 @@
 """Grids of runs: an experiment file expanded to papermill executions of notebooks 02 and 03.
 
 python -m fairlm_utils.sweep params/quick.yaml
+python -m fairlm_utils.sweep params/paper/openelm-270m-imdb.yaml --ray-address auto --gpus-per-run 0.5
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import Any, NoReturn
 
 import pandas as pd
 import papermill
+from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
 from fairlm_utils import params, runs
@@ -73,6 +76,8 @@ def _run(values: dict[str, Any], retries: int) -> Outcome:
 
 
 def _last_line(error: Exception) -> str:
+    if isinstance(error, DeadKernelError):
+        return "the notebook's process died, most often for lack of memory: lower batch_size, or --workers"
     lines = [line for line in str(error).splitlines() if line.strip() and not set(line) <= {"-"}]
     return lines[-1] if lines else type(error).__name__
 
@@ -83,27 +88,82 @@ def is_finished(p: EvaluationParams) -> bool:
     return (directory / "tables" / "totals.csv").exists() and (directory / f"{RUN_NOTEBOOKS[-1]}.ipynb").exists()
 
 
-def sweep(points: Sequence[EvaluationParams], n_workers: int = 0, retries: int = 1) -> list[Outcome]:
+def sweep(
+    points: Sequence[EvaluationParams],
+    n_workers: int = 0,
+    retries: int = 1,
+    ray_address: str = "",
+    gpus_per_run: float | None = None,
+) -> list[Outcome]:
     """Run notebooks 02 and 03 for every point, several at a time, skipping what is finished.
 
-    `n_workers` processes, by default as many as the cores hold with `n_threads` each. A failed run is tried `retries`
-    times more and then reported; the others go on. Raises RunError if the folder holds runs of other settings.
+    Here with `n_workers` processes, by default as many as the cores hold with `n_threads` each; or, given the
+    `ray_address` of a cluster ("auto", HOST:PORT or ray://HOST:PORT), as many as its nodes hold with `n_threads` CPUs and
+    `gpus_per_run` GPUs each, a fraction letting several runs share one (default: one GPU if the cluster has any and
+    `device` is not cpu). A failed run is tried `retries` times more and then reported; the others go on. Raises RunError
+    if the folder holds runs of other settings or the cluster cannot be used.
     """
     runs.check_experiment(points)
     todo = [p for p in points if not is_finished(p)]
     outcomes = [Outcome(p.run_id(), "reused") for p in points if is_finished(p)]
     if not todo:
         return outcomes
+    if ray_address:
+        with _ray_cluster(ray_address) as ray:
+            return outcomes + _collect(_submit_to_ray(ray, todo, retries, gpus_per_run))
     n_threads = max(p.n_threads for p in points)
     n_workers = n_workers or max(1, (os.cpu_count() or 1) // n_threads)
     # threads, for each only waits for the kernel of its notebook, which is a process of its own
     pool = ThreadPoolExecutor(min(n_workers, len(todo)))
     try:
         with kernel_environment(n_threads):
-            outcomes += _collect([pool.submit(_run, p.model_dump(), retries) for p in todo])
+            outcomes += _collect({pool.submit(_run, p.model_dump(), retries): p for p in todo})
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return outcomes
+
+
+@contextmanager
+def _ray_cluster(address: str) -> Iterator[Any]:
+    """A connection to a Ray cluster, tried first with a plain socket, for Ray itself waits for minutes."""
+    try:
+        import ray
+    except ImportError as error:
+        raise runs.RunError("--ray-address needs Ray: pip install 'fairlm-utils[ray]'") from error
+    start = "start one by `ray start --head`, then `ray start --address=HOST:6379` on the other machines"
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdecimal():
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (OSError, ConnectionError, ValueError, OverflowError) as error:
+        raise runs.RunError(f"no Ray cluster answers at {address!r} ({error}); {start}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _submit_to_ray(
+    ray: Any, points: Sequence[EvaluationParams], retries: int, gpus_per_run: float | None
+) -> dict[Future, EvaluationParams]:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus_per_run is None:
+        gpus_per_run = float(any(n.get("GPU", 0) for n in nodes) and points[0].device != "cpu")
+    n_threads = max(p.n_threads for p in points)
+    if not any(n.get("CPU", 0) >= n_threads and n.get("GPU", 0) >= gpus_per_run for n in nodes):
+        raise runs.RunError(
+            f"no node of the cluster has the {n_threads} CPUs and {gpus_per_run:g} GPUs of a run; lower n_threads or --gpus-per-run"
+        )
+    # max_retries is for lost nodes: the run starts again elsewhere and continues from its last checkpoint
+    task = ray.remote(num_cpus=n_threads, num_gpus=gpus_per_run, max_retries=retries + 2)(_run_on_node)
+    return {task.remote(p.model_dump(), retries).future(): p for p in points}
+
+
+def _run_on_node(values: dict[str, Any], retries: int) -> Outcome:
+    runs.enter_project()
+    with kernel_environment(values["n_threads"]):
+        return _run(values, retries)
 
 
 @contextmanager
@@ -124,15 +184,27 @@ def kernel_environment(n_threads: int) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _collect(futures: Sequence[Future]) -> list[Outcome]:
+def _collect(futures: Mapping[Future, EvaluationParams]) -> list[Outcome]:
     outcomes = []
     with tqdm(total=len(futures), desc="runs", unit="run", smoothing=0) as bar:
         for future in as_completed(futures):
-            outcome = future.result()
-            outcomes.append(outcome)
-            bar.set_postfix_str(f"{outcome.run_id} {outcome.status}")
+            outcomes.append(_outcome(future, futures[future]))
+            bar.set_postfix_str(f"{outcomes[-1].run_id} {outcomes[-1].status}")
             bar.update()
     return outcomes
+
+
+def _outcome(future: Future, p: EvaluationParams) -> Outcome:
+    try:
+        outcome = future.result()
+    except Exception as error:  # of Ray: nodes lost once too often, or no project on a node
+        return Outcome(p.run_id(), "failed", error=_last_line(error))
+    if outcome.status == "finished" and not is_finished(p):
+        return Outcome(
+            p.run_id(), "failed", outcome.notebook, f"it finished on a node, but {runs.run_dir(p)} is not seen here; "
+            "set runs_dir to a folder that all machines share",
+        )
+    return outcome
 
 
 def source_digest(name: str) -> str:
@@ -164,13 +236,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", help="experiment file, e.g. params/quick.yaml")
     parser.add_argument("--workers", type=int, default=0, help="runs at a time (default: cores divided by n_threads)")
     parser.add_argument("--retries", type=int, default=1, help="times a failed run is tried again (default: 1)")
+    parser.add_argument("--ray-address", default="", help="Ray cluster to run on: auto, HOST:PORT or ray://HOST:PORT")
+    parser.add_argument(
+        "--gpus-per-run", type=float, help="GPUs of a run on a Ray cluster, 0.25 lets four runs share one (default: 1 if any)"
+    )
     params.add_override_option(parser)
     options = parser.parse_args(arguments)
     file = Path(options.file).resolve()
     runs.enter_project()
     try:
         points = params.expand(params.read(file, options.overrides), options.file)
-        outcomes = sweep(points, options.workers, options.retries)
+        outcomes = sweep(points, options.workers, options.retries, options.ray_address, options.gpus_per_run)
     except (ParameterError, runs.RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
