@@ -153,12 +153,15 @@ class TrainingParams(TokenizationParams):
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 parameters")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
+    sharded: bool = Field(
+        False, description="shard a model over the processes of torchrun (FSDP) that is too large for one device"
+    )
     n_threads: int = Field(1, ge=1, description="CPU threads of a run, part of what makes results repeat bit for bit")
     seed: int = Field(0, ge=0, description="seed of the initialisation and of the batch order")
 
     #: Fields that change where or how often a run writes, not its results: left out of its identity.
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset(
-        {"experiment", "runs_dir", "corpus_path", "checkpoint_steps", "device"}
+        {"experiment", "runs_dir", "corpus_path", "checkpoint_steps", "device", "sharded"}
     )
 
     @field_validator("experiment")

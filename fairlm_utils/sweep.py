@@ -201,7 +201,10 @@ def _outcome(future: Future, p: EvaluationParams) -> Outcome:
         return Outcome(p.run_id(), "failed", error=_last_line(error))
     if outcome.status == "finished" and not is_finished(p):
         return Outcome(
-            p.run_id(), "failed", outcome.notebook, f"it finished on a node, but {runs.run_dir(p)} is not seen here; "
+            p.run_id(),
+            "failed",
+            outcome.notebook,
+            f"it finished on a node, but {runs.run_dir(p)} is not seen here; "
             "set runs_dir to a folder that all machines share",
         )
     return outcome
@@ -238,7 +241,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--retries", type=int, default=1, help="times a failed run is tried again (default: 1)")
     parser.add_argument("--ray-address", default="", help="Ray cluster to run on: auto, HOST:PORT or ray://HOST:PORT")
     parser.add_argument(
-        "--gpus-per-run", type=float, help="GPUs of a run on a Ray cluster, 0.25 lets four runs share one (default: 1 if any)"
+        "--gpus-per-run",
+        type=float,
+        help="GPUs of a run on a Ray cluster, 0.25 lets four runs share one (default: 1 if any)",
     )
     params.add_override_option(parser)
     options = parser.parse_args(arguments)

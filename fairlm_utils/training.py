@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -136,11 +137,24 @@ class _Progress(TrainerCallback):
         self.bar.close()
 
 
+class _Trainer(Trainer):
+    """Trainer with our optimiser and schedule, made when it asks for them: FSDP takes none that are made before."""
+
+    def __init__(self, p: TrainingParams, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.p = p
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            groups, _ = weight_decay_groups(model or self.model, self.p.weight_decay, self.p.decayed_parameters)
+            self.optimizer, self.lr_scheduler = optimizer_and_schedule(self.p, groups)
+        return self.optimizer
+
+
 def make_trainer(
     p: TrainingParams, model: PreTrainedModel, data: Dataset, output_dir: str | Path, callbacks: list[TrainerCallback]
 ) -> Trainer:
     """The Trainer of a run: explicit optimiser groups, no defaults of its own that would change results."""
-    groups, _ = weight_decay_groups(model, p.weight_decay, p.decayed_parameters)
     args = TrainingArguments(
         output_dir=str(output_dir),
         max_steps=p.steps,
@@ -148,6 +162,7 @@ def make_trainer(
         gradient_accumulation_steps=p.gradient_accumulation_steps,
         max_grad_norm=p.max_grad_norm,
         bf16=p.dtype == "bfloat16",
+        fsdp=p.sharded and n_processes() > 1,
         seed=p.seed,
         data_seed=p.seed,
         use_cpu=device(p) == "cpu",
@@ -161,9 +176,7 @@ def make_trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=device(p) != "cpu",
     )
-    trainer = Trainer(
-        model, args, train_dataset=data, optimizers=optimizer_and_schedule(p, groups), callbacks=callbacks
-    )
+    trainer = _Trainer(p, model, args, train_dataset=data, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -190,7 +203,8 @@ def train(p: TrainingParams) -> Path:
 
     Writes model/ (safetensors, with the tokenizer), the learning curves of every token type, params.json and, last,
     provenance.json. A run that has finished is not trained again. Raises RunError for a directory that holds another
-    run, TrainingDiverged if the loss is not finite, ParameterError if the processes of torchrun cannot share the batch.
+    run and for too little memory, TrainingDiverged if the loss is not finite, ParameterError if the processes of
+    torchrun cannot share the batch.
     """
     if p.batch_size % n_processes():
         raise ParameterError(
@@ -222,12 +236,13 @@ def _train(p: TrainingParams, directory: Path) -> None:
     if checkpoint:
         print(f"continuing from step {checkpoint.name.removeprefix('checkpoint-')}")
         recorder.resume(checkpoint / CURVES)
-    with record_token_loss(model, sums):
+    with record_token_loss(model, sums), _explained_memory(p):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole, gathered from all processes if sharded
     if not is_main_process():
         return
     recorder.save(directory / CURVES)
-    _save_model(model, corpus, directory / "model")
+    _save_model(model, weights, corpus, directory / "model")
     runs.write_json(
         directory / "provenance.json",
         runs.provenance(p, corpus.meta, time.monotonic() - started, str(trainer.args.device)),
@@ -235,11 +250,12 @@ def _train(p: TrainingParams, directory: Path) -> None:
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
-def _save_model(model: PreTrainedModel, corpus: TokenizedCorpus, path: Path) -> None:
+def _save_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus, path: Path) -> None:
     temporary = path.with_name(".model.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(path, ignore_errors=True)  # left by a start that was cut short before provenance.json
-    model.save_pretrained(temporary)
+    tied = model.all_tied_weights_keys  # a gathered copy of a tied weight is no longer the same tensor
+    model.save_pretrained(temporary, state_dict={k: v for k, v in weights.items() if k not in tied})
     corpus.tokenizer.save_pretrained(temporary)
     os.replace(temporary, path)
 
@@ -253,6 +269,21 @@ def last_whole_checkpoint(directory: Path) -> Path | None:
         else:
             shutil.rmtree(path, ignore_errors=True)
     return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+
+@contextmanager
+def _explained_memory(p: TrainingParams) -> Iterator[None]:
+    """Within the context, running out of memory says which parameters to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        raise runs.RunError(
+            f"out of memory on {device(p)} at batch_size {p.batch_size}: halve batch_size and double "
+            "gradient_accumulation_steps, which changes results by rounding alone; if one block does not fit, lower "
+            "context or share the model over several devices (sharded, with torchrun)"
+        ) from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 
 import altair as alt
@@ -135,7 +136,7 @@ def test_colours_of_the_usual_weight_decays_are_told_apart():
         np.array([int(charts.weight_decay_colour(w)[i : i + 2], 16) for i in (1, 3, 5)])
         for w in (0, 0.1, 0.3, 0.5, 1, 2)
     ]
-    assert min(np.linalg.norm(a - b) for a, b in zip(rgb[:-1], rgb[1:], strict=True)) > 50
+    assert min(np.linalg.norm(a - b) for a, b in itertools.pairwise(rgb)) > 50
 
 
 def test_the_legend_isolates_a_weight_decay():

@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
 
-from fairlm_utils import cost, params
-from fairlm_utils.models import build_model, model_config
+from fairlm_utils import cost, params, training
+from fairlm_utils.models import build_model, model_config, weight_decay_groups
 from fairlm_utils.params import EvaluationParams, ParameterError
+from fairlm_utils.token_loss import TokenSums, record_token_loss
 
 ROOT = Path(__file__).parents[1]
 PAPER = sorted((ROOT / "params" / "paper").glob("*.yaml"))
@@ -55,6 +59,41 @@ def test_four_panels_with_what_the_paper_states():
         assert min(q.weight_decay for q in points) == 0 and max(q.weight_decay for q in points) == 2
         n, _ = cost.parameter_counts(model_config(p.model, 32_005, p.context))
         assert p.context == (128 if n < 1e9 else 64) and p.corpus == ("imdb" if n < 1e9 else "imdb-xl")
+
+
+@pytest.mark.parametrize("file", PAPER, ids=lambda f: f.stem)
+def test_one_step_of_every_panel(file, tmp_path):
+    """A real step on the CPU where weights, gradients and moments fit, else one of shapes alone."""
+    p = params.expand(params.read(file))[-1]
+    n, _ = cost.parameter_counts(model_config(p.model, 32_005, p.context))
+    real = n * cost.STATE_BYTES * 1.5 < psutil.virtual_memory().available and n < 1e9
+    with torch.device("cpu" if real else "meta"):
+        model = build_model(p.model, 32_005, p.context, p.seed) if real else _shapes(p)
+        ids = torch.randint(0, 32_005, (1, p.context))
+    sums = TokenSums(32_005, ids.device)
+    optimizer, schedule = training.optimizer_and_schedule(
+        p, weight_decay_groups(model, p.weight_decay, p.decayed_parameters)[0]
+    )
+    before = model.get_input_embeddings().weight.detach()[:8].clone()
+    with record_token_loss(model, sums), torch.autocast("cpu", torch.bfloat16, enabled=real):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    for group in optimizer.param_groups:
+        group["fused"] = real  # the fused kernel exists on devices only
+    for _ in range(2):  # the first step of a warm-up has rate 0
+        optimizer.step()
+        schedule.step()
+    assert all(q.grad is not None for q in model.parameters()) and model.num_parameters() == n
+    if real:
+        assert abs(loss.item() - np.log(32_005)) < 3 and sums.read()[:, 0].sum() == p.context - 1
+        assert not torch.equal(before, model.get_input_embeddings().weight[:8])
+    else:
+        assert cost.cost(p, "H200")["memory, at least (GB)"] > 20
+
+
+def _shapes(p):
+    config = model_config(p.model, 32_005, p.context)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
 def test_the_command_prints_a_table_and_refuses_what_is_not_an_experiment(capsys, tmp_path):

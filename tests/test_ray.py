@@ -62,7 +62,7 @@ def test_a_run_larger_than_any_node_is_refused_at_once(cluster, miniature):
         sweep.sweep([miniature(seed=77)], ray_address=cluster.address, gpus_per_run=0.5)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999", "nowhere", "auto"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999", "nowhere"])
 def test_an_address_where_no_cluster_answers(address, miniature, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     path = tmp_path / "one.yaml"

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from fairlm_utils import evaluation, metrics, runs, tokenization, training
@@ -190,25 +191,78 @@ def test_derived_quantities_follow_from_the_parameters(miniature):
     )
 
 
-def test_two_processes_train_what_one_does_with_the_same_global_batch(miniature, tmp_path):
-    import yaml
+#: Accelerate shards over accelerators only; told that these CPU processes are some, it does all the same on them. Prints
+#: how the embedding is held, and ends the process without a word at the step in DIE_AT.
+_SHARDING_ON_CPU = """
+import os, sys
+from accelerate import state
+from fairlm_utils import evaluation, training
 
+init = state.PartialState.__init__
+def shard_on_cpu(self, *arguments, **options):
+    init(self, *arguments, **options)
+    if self._shared_state.get("distributed_type") == state.DistributedType.MULTI_CPU:
+        self._shared_state["distributed_type"] = state.DistributedType.MULTI_GPU
+state.PartialState.__init__ = shard_on_cpu
+
+on_step_end = training.RecordTokenLoss.on_step_end
+def watched(self, args, trainer_state, control, model=None, **_):
+    on_step_end(self, args, trainer_state, control)
+    if trainer_state.global_step == int(os.environ["DIE_AT"]):
+        os._exit(9)
+    if trainer_state.global_step == args.max_steps:
+        print("embedding:", type(model.get_input_embeddings().weight).__name__)
+training.RecordTokenLoss.on_step_end = watched
+sys.exit(evaluation.main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_train_what_one_does_with_the_same_global_batch(miniature, tmp_path):
     one = evaluation.evaluate(miniature(experiment="one-process"))
-    p = miniature(experiment="two-processes")
-    file = tmp_path / "two.yaml"
+    p = miniature(experiment="two-processes", runs_dir=str(tmp_path))
+    done = _torchrun(p, tmp_path, "-m", "fairlm_utils.evaluation")
+    assert done.returncode == 0, done.stderr[-3000:]
+    _assert_same_tables(one, runs.run_dir(p))
+
+
+def test_a_model_sharded_over_two_processes_is_the_same_also_after_an_interruption(miniature, tmp_path):
+    one = evaluation.evaluate(miniature(experiment="one-process"))
+    p = miniature(experiment="sharded", runs_dir=str(tmp_path), sharded=True)
+    script = tmp_path / "sharding_on_cpu.py"
+    script.write_text(_SHARDING_ON_CPU)
+    assert _torchrun(p, tmp_path, str(script), die_at=8).returncode != 0
+    assert training.last_whole_checkpoint(runs.run_dir(p) / "checkpoints").name == "checkpoint-5"
+    done = _torchrun(p, tmp_path, str(script))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "embedding: DTensor" in done.stdout and "continuing from step 5" in done.stdout
+    _assert_same_tables(one, runs.run_dir(p))
+    assert weights(runs.run_dir(p)).keys() == weights(one).keys()
+
+
+def _torchrun(p, tmp_path, *script, die_at=0):
+    file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(p.model_dump()))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
-    done = subprocess.run(
-        [*command, "-m", "fairlm_utils.evaluation", str(file)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = runs.run_dir(p)
+    environment = os.environ | {"DIE_AT": str(die_at)}
+    return subprocess.run([*command, *script, str(file)], capture_output=True, text=True, check=False, env=environment)
+
+
+def _assert_same_tables(one, two):
     for a, b in zip(training.load_curves(one), training.load_curves(two), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
     assert np.array_equal(training.load_curves(one)[1], training.load_curves(two)[1])  # counts exactly
     ta, tb = (evaluation.read_token_table(d, "training") for d in (one, two))
     assert ta["n_eval"].equals(tb["n_eval"])
     np.testing.assert_allclose(ta["loss"], tb["loss"], rtol=1e-3, atol=1e-3)
+
+
+def test_out_of_memory_says_what_to_lower(miniature, monkeypatch):
+    def forward(*_, **__):
+        torch.empty(2**60)  # what PyTorch itself says of memory that no machine has
+
+    monkeypatch.setattr("fairlm_utils.token_loss.token_cross_entropy", forward)
+    with pytest.raises(runs.RunError, match="halve batch_size and double"):
+        training.train(miniature(experiment="too-large"))
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(miniature, monkeypatch):
