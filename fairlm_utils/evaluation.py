@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,20 +20,31 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from fairlm_utils import metrics, runs, training
 from fairlm_utils.params import EvaluationParams, ParameterError, add_override_option, read
-from fairlm_utils.token_loss import TokenSums, shifted_targets, token_cross_entropy
-from fairlm_utils.tokenization import target_counts, tokenize_corpus
+from fairlm_utils.token_loss import IGNORE_INDEX, TokenSums, prediction_statistics, shifted_targets
+from fairlm_utils.tokenization import target_counts, token_kinds, tokenize_corpus
 
 SPLITS = ("training", "held-out")
 
 
+class Predictions(NamedTuple):
+    """Sums over the evaluated tokens: `by_type` [vocabulary, 4] holds tokens, loss (nats), top-1 and top-5 correct;
+    `calibration` [vocabulary, confidence bins, 3] tokens, confidence and correct.
+    """
+
+    by_type: np.ndarray
+    calibration: np.ndarray
+
+
 def token_sums(
     model: PreTrainedModel, data: Dataset, batch_size: int, dtype: torch.dtype = torch.float32
-) -> np.ndarray:
-    """Tokens, summed loss (nats) and correct predictions of every token type as a target: array [vocabulary, 3].
+) -> Predictions:
+    """Loss, correctness and calibration of every token type as a target.
 
     Streams over the blocks; padding is never counted, and the batch size does not change the sums beyond rounding.
     """
-    sums = TokenSums(model.config.vocab_size, model.device)
+    vocab_size, n_bins = model.config.vocab_size, metrics.N_CONFIDENCE_BINS
+    by_type = TokenSums(vocab_size, model.device, n_quantities=3)
+    calibration = TokenSums(vocab_size * n_bins, model.device)
     was_training = model.training
     model.eval()
     with torch.inference_mode(), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
@@ -40,28 +52,40 @@ def token_sums(
             batch = {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
             targets = shifted_targets(batch.pop("labels"))
             logits = model(**batch, use_cache=False).logits
-            _, loss, correct = token_cross_entropy(logits.reshape(-1, logits.shape[-1]), targets)
-            sums.add(targets, loss, correct)
+            loss, rank, confidence = prediction_statistics(logits.reshape(-1, logits.shape[-1]), targets)
+            by_type.add(targets, loss, rank == 0, rank < 5)
+            bins = (confidence * n_bins).long().clamp(max=n_bins - 1)
+            index = torch.where(targets == IGNORE_INDEX, IGNORE_INDEX, targets * n_bins + bins)
+            calibration.add(index, confidence, rank == 0)
     model.train(was_training)
-    return sums.read()
+    return Predictions(by_type.read(), calibration.read().reshape(vocab_size, n_bins, 3))
 
 
 def token_table(
     sums: np.ndarray, n_train: np.ndarray, tokenizer: PreTrainedTokenizerBase, learning_speed: np.ndarray | None = None
 ) -> pd.DataFrame:
-    """The per-token table (see `metrics`) from sums [vocabulary, 3] and training counts [vocabulary]."""
-    n_eval, loss, correct = sums.T
-    seen = n_eval > 0
-    ids = np.arange(len(sums))
+    """The per-token table (see `metrics`) from sums [vocabulary, 4] and training counts [vocabulary].
+
+    A model may have more types than its tokenizer (padded embeddings); they are left out.
+    """
+    n = min(len(sums), len(tokenizer))
+    ids, sums, n_train = np.arange(n), sums[:n], n_train[:n]
+    n_eval, loss, correct, top5 = sums.T
+
+    def mean(total: np.ndarray) -> np.ndarray:
+        return np.divide(total, n_eval, out=np.full(n, np.nan), where=n_eval > 0)
+
     return pd.DataFrame(
         {
             "token_id": ids,
             "token": [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids],
+            "kind": token_kinds(tokenizer)[:n],
             "n_train": n_train.astype(np.int64),
             "n_eval": n_eval.astype(np.int64),
-            "loss": np.divide(loss, n_eval, out=np.full(len(sums), np.nan), where=seen),
-            "accuracy": np.divide(correct, n_eval, out=np.full(len(sums), np.nan), where=seen),
-            "learning_speed": np.full(len(sums), np.nan) if learning_speed is None else learning_speed,
+            "loss": mean(loss),
+            "accuracy": mean(correct),
+            "top5_accuracy": mean(top5),
+            "learning_speed": np.full(n, np.nan) if learning_speed is None else learning_speed[:n],
         }
     )
 
@@ -110,25 +134,33 @@ def _evaluate(p: EvaluationParams, directory: Path) -> None:
     n_train = target_counts(data["training"].labels.numpy(), vocab_size)
     steps, counts, loss_sums, _ = training.load_curves(directory)
     speed = metrics.learning_speed(steps, counts, loss_sums, vocab_size)
-    tables = {}
+    evaluated = {}
     for split in SPLITS:
-        sums = token_sums(model, data[split], p.eval_batch_size, getattr(torch, p.dtype))
-        tables[split] = token_table(sums, n_train, corpus.tokenizer, speed)
-        runs.write_table(directory / f"tokens_{split}.parquet", tables[split])
-    _write_tables(p, directory, tables, metrics.learning_curves(steps, counts, loss_sums, n_train))
+        predictions = token_sums(model, data[split], p.eval_batch_size, getattr(torch, p.dtype))
+        table = token_table(predictions.by_type, n_train, corpus.tokenizer, speed)
+        runs.write_table(directory / f"tokens_{split}.parquet", table)
+        evaluated[split] = table, predictions.calibration
+    _write_tables(p, directory, evaluated, metrics.learning_curves(steps, counts, loss_sums, n_train))
 
 
-def _write_tables(p: EvaluationParams, directory: Path, tables: dict[str, pd.DataFrame], curves: pd.DataFrame) -> None:
-    """The run's rows of the experiment's tables, from its per-token tables by split and its learning curves."""
+def _write_tables(
+    p: EvaluationParams, directory: Path, evaluated: dict[str, tuple[pd.DataFrame, np.ndarray]], curves: pd.DataFrame
+) -> None:
+    """The run's rows of the experiment's tables, from per-token table and calibration by split and its learning curves."""
     key = {"model": p.model, "weight_decay": float(p.weight_decay), "seed": p.seed}
-    frames = {
-        "curves": curves.assign(**key),
-        "bins": pd.concat([metrics.by_bin(t).assign(**key, split=s) for s, t in tables.items()]),
-        "classes": pd.concat(
-            [metrics.by_class(t, p.low_frequency_percentile).assign(**key, split=s) for s, t in tables.items()]
-        ),
-        "totals": pd.DataFrame([{**key, "split": s, **metrics.totals(t)} for s, t in tables.items()]),
+    if p.variant:
+        key["variant"] = p.variant
+    percentile = p.low_frequency_percentile
+    makers: dict[str, Callable[[pd.DataFrame, np.ndarray], pd.DataFrame]] = {
+        "bins": metrics.by_bin,
+        "kinds": metrics.by_kind,
+        "classes": lambda table, calibration: metrics.by_class(table, percentile, calibration),
+        "reliability": lambda table, calibration: metrics.reliability(table, calibration, percentile),
+        "totals": lambda table, _: pd.DataFrame([metrics.totals(table)]),
     }
+    frames = {"curves": curves.assign(**key)}
+    for name, make in makers.items():
+        frames[name] = pd.concat([make(*e).assign(**key, split=split) for split, e in evaluated.items()])
     for name, frame in frames.items():  # totals last: it marks the evaluation as finished
         first = [c for c in metrics.KEYS if c in frame.columns]
         runs.write_table(

@@ -2,8 +2,10 @@
 
 A *token type* is an entry of the vocabulary, a *token* one occurrence of it. Losses are cross-entropies in nats.
 Per-token tables have the columns `token_id`, `token`, `n_train` (occurrences as a target in the training blocks),
-`n_eval` (occurrences as a target in the evaluated blocks), `loss` and `accuracy` (means over those occurrences,
-NaN where `n_eval` is 0) and `learning_speed`.
+`kind` (see `tokenization.token_kinds`), `n_eval` (occurrences as a target in the evaluated blocks), `loss`, `accuracy`
+and `top5_accuracy` (means over those occurrences, NaN where `n_eval` is 0) and `learning_speed`. A calibration array
+[vocabulary, confidence bins, 3] holds tokens, summed confidence and correct predictions of every type and tenth of the
+confidence.
 """
 
 from __future__ import annotations
@@ -15,7 +17,22 @@ import pandas as pd
 from scipy import stats
 
 #: Columns that name what a row of a tidy table is about; every other column is a measured value.
-KEYS = ("model", "weight_decay", "seed", "split", "bin", "bin_low", "frequency_class", "measure", "step")
+KEYS = (
+    "model",
+    "variant",
+    "weight_decay",
+    "seed",
+    "split",
+    "bin",
+    "bin_low",
+    "frequency_class",
+    "kind",
+    "measure",
+    "step",
+    "confidence_bin",
+)
+#: Confidence bins of equal width; 15 are usual for whole data sets (Guo et al. 2017), groups of rare types are smaller.
+N_CONFIDENCE_BINS = 10
 UNSEEN = "0"
 
 
@@ -98,27 +115,69 @@ def frequency_bins(counts: np.ndarray | pd.Series) -> pd.DataFrame:
     )
 
 
-def by_bin(table: pd.DataFrame) -> pd.DataFrame:
+def by_bin(table: pd.DataFrame, calibration: np.ndarray | None = None) -> pd.DataFrame:
     """Per-token loss, accuracy and learning speed by powers-of-3 bin of the training count n_v (paper, Figures 4 and 5).
 
-    `loss`, `accuracy` and `learning_speed` are means over the bin's token types with n_eval ≥ 1; `loss_occurrences`
-    is the mean over their tokens.
+    `loss`, `accuracy`, `top5_accuracy` and `learning_speed` are means over the bin's token types with n_eval ≥ 1;
+    `loss_occurrences` is the mean over their tokens. With a `calibration` array also `confidence` (mean) and `ece`, the
+    expected calibration error, both over the tokens whose *target* lies in the bin.
     """
     seen = table[table["n_eval"] > 0]
     groups = seen.groupby(bin_index(seen["n_train"]))
-    rows = [
-        {
-            "bin": bin_label(index),
-            "bin_low": bin_low(index),
-            "n_types": len(group),
-            "n_tokens": int(group["n_eval"].sum()),
-            "loss": group["loss"].mean(),
-            "loss_occurrences": average_loss(group),
-            "accuracy": group["accuracy"].mean(),
-            "learning_speed": group["learning_speed"].mean(),
+    return pd.DataFrame(
+        [{"bin": bin_label(i), "bin_low": bin_low(i), **_means(group, calibration)} for i, group in groups]
+    )
+
+
+def by_kind(table: pd.DataFrame, calibration: np.ndarray | None = None) -> pd.DataFrame:
+    """The same means as `by_bin` by kind of token: word starts, word pieces, numbers, punctuation and so on."""
+    seen = table[table["n_eval"] > 0]
+    return pd.DataFrame([{"kind": kind, **_means(group, calibration)} for kind, group in seen.groupby("kind")])
+
+
+def _means(group: pd.DataFrame, calibration: np.ndarray | None) -> dict[str, float]:
+    values = {
+        "n_types": len(group),
+        "n_tokens": int(group["n_eval"].sum()),
+        "loss": group["loss"].mean(),
+        "loss_occurrences": average_loss(group),
+        "accuracy": group["accuracy"].mean(),
+        "top5_accuracy": group["top5_accuracy"].mean(),
+        "learning_speed": group["learning_speed"].mean(),
+    }
+    if calibration is not None:
+        sums = calibration[group["token_id"]].sum(axis=0)
+        values |= {
+            "confidence": float(sums[:, 1].sum() / max(sums[:, 0].sum(), 1)),
+            "ece": expected_calibration_error(sums),
         }
-        for index, group in groups
-    ]
+    return values
+
+
+def expected_calibration_error(sums: np.ndarray) -> float:
+    """Mean distance of confidence and accuracy over confidence bins, weighted by tokens (Guo et al. 2017), in [0, 1].
+
+    `sums` [bins, 3]: tokens, summed confidence, correct predictions. NaN without tokens.
+
+    >>> expected_calibration_error(np.array([[2, 1.8, 1.0], [2, 0.4, 1.0]]))
+    0.35
+    """
+    n = sums[:, 0].sum()
+    return float(np.abs(sums[:, 1] - sums[:, 2]).sum() / n) if n else float("nan")
+
+
+def reliability(table: pd.DataFrame, calibration: np.ndarray, percentile: float) -> pd.DataFrame:
+    """Reliability curves: columns frequency_class, confidence_bin (its lower edge), n_tokens, confidence, accuracy.
+
+    Means over the tokens whose target is of the class and whose confidence lies in the bin; empty bins are left out.
+    """
+    rows = []
+    for name, members in _classes(table, percentile):
+        n_bins = calibration.shape[1]
+        for k, (n, confidence, correct) in enumerate(calibration[members["token_id"]].sum(axis=0)):
+            if n:
+                row = {"n_tokens": int(n), "confidence": confidence / n, "accuracy": correct / n}
+                rows.append({"frequency_class": name, "confidence_bin": k / n_bins, **row})
     return pd.DataFrame(rows)
 
 
@@ -133,22 +192,19 @@ def low_frequency(n_train: np.ndarray | pd.Series, percentile: float) -> np.ndar
     return counts <= np.percentile(counts[counts > 0], percentile)
 
 
-def by_class(table: pd.DataFrame, percentile: float) -> pd.DataFrame:
-    """Per-token loss and accuracy of low- and high-frequency types, means over types with n_eval ≥ 1 (paper, Figure 1)."""
+def by_class(table: pd.DataFrame, percentile: float, calibration: np.ndarray | None = None) -> pd.DataFrame:
+    """The same means as `by_bin` for low- and high-frequency types (paper, Figure 1)."""
+    return pd.DataFrame(
+        [
+            {"frequency_class": name, **_means(members[members["n_eval"] > 0], calibration)}
+            for name, members in _classes(table, percentile)
+        ]
+    )
+
+
+def _classes(table: pd.DataFrame, percentile: float) -> list[tuple[str, pd.DataFrame]]:
     low = low_frequency(table["n_train"], percentile)
-    rows = []
-    for name, members in (("low", table[low]), ("high", table[~low])):
-        seen = members[members["n_eval"] > 0]
-        rows.append(
-            {
-                "frequency_class": name,
-                "n_types": len(seen),
-                "n_tokens": int(seen["n_eval"].sum()),
-                "loss": seen["loss"].mean(),
-                "accuracy": seen["accuracy"].mean(),
-            }
-        )
-    return pd.DataFrame(rows)
+    return [("low", table[low]), ("high", table[~low])]
 
 
 def learning_speed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import torch
@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils.logging import disable_progress_bar
 
 from fairlm_utils.openelm import OPENELM_SIZES, OpenELMConfig
-from fairlm_utils.params import ParameterError
+from fairlm_utils.params import DecayedParameters, ParameterError
 
 disable_progress_bar()  # of saving and loading, shorter than the line that announces them
 
@@ -98,19 +98,39 @@ def build_model(name: str, vocab_size: int, context: int, seed: int) -> PreTrain
     return model
 
 
+def is_norm_layer(module: torch.nn.Module) -> bool:
+    """Whether a module is a normalisation, which architectures name LayerNorm, RMSNorm, Qwen2RMSNorm, ..."""
+    return "norm" in type(module).__name__.lower()
+
+
 def weight_decay_groups(
-    model: PreTrainedModel, weight_decay: float, decayed_parameters: str
+    model: PreTrainedModel, weight_decay: float, decayed_parameters: str, rows_apart: bool = False
 ) -> tuple[list[dict], pd.DataFrame]:
     """Optimiser groups and the table that shows them: parameter, shape, n_parameters, weight_decay.
 
-    `decayed_parameters` is "all" or "matrices" (two and more dimensions: embedding included, norm gains and biases
-    not, the usual default of training code). Tied parameters appear once.
+    `decayed_parameters` says what decays: "all"; "matrices" (two and more dimensions, the embedding included, norm gains
+    and biases not: the usual default of training code); "no-embedding" (all but the embedding and the head);
+    "no-embedding-nor-norms"; "embedding", "head" or "norms" alone. Tied parameters appear once and are both embedding and
+    head. With `rows_apart` embedding and head are in the group without decay, for `remedies.RowDecay` to decay them.
     """
-    if decayed_parameters not in ("all", "matrices"):
-        raise ParameterError(f"decayed_parameters: {decayed_parameters!r} is not one of all, matrices")
+    if decayed_parameters not in (known := get_args(DecayedParameters)):
+        raise ParameterError(f"decayed_parameters: {decayed_parameters!r} is not one of {', '.join(known)}")
+    embedding, head = (
+        id(m.weight) if m else None for m in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
+    norms = {id(p) for m in model.modules() if is_norm_layer(m) for p in m.parameters(recurse=False)}
     rows, groups = [], {True: [], False: []}
     for name, parameter in model.named_parameters():
-        decayed = decayed_parameters == "all" or parameter.dim() >= 2
+        is_row, is_norm = id(parameter) in (embedding, head), id(parameter) in norms
+        decayed = {
+            "all": True,
+            "matrices": parameter.dim() >= 2,
+            "no-embedding": not is_row,
+            "no-embedding-nor-norms": not is_row and not is_norm,
+            "embedding": id(parameter) == embedding,
+            "head": id(parameter) == head,
+            "norms": is_norm,
+        }[decayed_parameters] and not (rows_apart and is_row)
         groups[decayed].append(parameter)
         rows.append((name, "×".join(map(str, parameter.shape)), parameter.numel(), weight_decay if decayed else 0.0))
     table = pd.DataFrame(rows, columns=["parameter", "shape", "n_parameters", "weight_decay"])

@@ -16,13 +16,16 @@ import types
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 #: The 256 byte values, all of which a byte-level vocabulary contains.
 BYTE_ALPHABET = 256
+
+
+DecayedParameters = Literal["all", "matrices", "no-embedding", "no-embedding-nor-norms", "embedding", "head", "norms"]
 
 
 class ParameterError(ValueError):
@@ -47,8 +50,11 @@ class Parameters(BaseModel):
             " or run the whole file with `make reproduce PARAMS=file`"
             for key, value in grids.items()
         ]
+        if VARIANTS in values:
+            problems.append("variants: name several runs; run the whole file with `make reproduce PARAMS=file`")
+        taken = {key: value for key, value in values.items() if key not in grids and key != VARIANTS}
         try:
-            checked = cls.model_validate({key: value for key, value in values.items() if key not in grids})
+            checked = cls.model_validate(taken)
         except ValidationError as error:
             problems += [_describe(item, cls) for item in error.errors()]
         if problems:
@@ -131,10 +137,26 @@ class TrainingParams(TokenizationParams):
         "qwen2-tiny", description="a name of fairlm_utils.models.REGISTRY, a config JSON file, or a Hub id"
     )
     weight_decay: float = Field(0.1, ge=0, description="AdamW decoupled weight decay λ")
-    decayed_parameters: Literal["all", "matrices"] = Field(
+    decayed_parameters: DecayedParameters = Field(
         "all",
-        description="what λ acts on, all parameters or matrices only (embedding included, norm gains and biases not)",
+        description="what λ acts on: all, matrices, no-embedding, no-embedding-nor-norms, embedding, head or norms",
     )
+    embedding_decay: Literal["uniform", "when-seen", "frequency"] = Field(
+        "uniform", description="rows of embedding and head decay alike, when their token occurs, or by its frequency"
+    )
+    frequency_exponent: float = Field(
+        1.0, ge=0, description="γ of embedding_decay frequency, a row decays by λ·min(1, n_v/n_95)^γ"
+    )
+    weight_decay_form: Literal["decoupled", "l2"] = Field(
+        "decoupled", description="decoupled as in AdamW, or l2 as a term of the loss"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of embeddings and of what each layer's parts add")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the vocabulary")
+    loss_weight_exponent: float = Field(
+        0.0, ge=0, le=1, description="loss weighted by n_v to minus this, 0.5 square-root-balanced, 1 token-balanced"
+    )
+    logit_adjustment: float = Field(0.0, ge=0, description="τ of logit adjustment, τ·log frequency added in training")
+    variant: str = Field("", description="name of a variant of an experiment file, a label without effect")
     learning_rate: float = Field(4e-3, gt=0, description="peak AdamW learning rate")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="learning rate after warm-up, linear and cosine fall to 0"
@@ -161,7 +183,19 @@ class TrainingParams(TokenizationParams):
 
     #: Fields that change where or how often a run writes, not its results: left out of its identity.
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset(
-        {"experiment", "runs_dir", "corpus_path", "checkpoint_steps", "device", "sharded"}
+        {"experiment", "runs_dir", "corpus_path", "checkpoint_steps", "device", "sharded", "variant"}
+    )
+    #: Fields added later: left out of the identity at their defaults, so that earlier runs keep their names.
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {
+            "embedding_decay",
+            "frequency_exponent",
+            "weight_decay_form",
+            "dropout",
+            "label_smoothing",
+            "loss_weight_exponent",
+            "logit_adjustment",
+        }
     )
 
     @field_validator("experiment")
@@ -171,10 +205,20 @@ class TrainingParams(TokenizationParams):
             raise ValueError("must not contain '..'")
         return value
 
+    @model_validator(mode="after")
+    def _rows_are_whole(self) -> Self:
+        if self.embedding_decay != "uniform" and self.sharded:
+            raise ValueError("embedding_decay: needs whole rows of the embedding; set uniform or sharded: false")
+        if self.embedding_decay != "uniform" and self.weight_decay_form == "l2":
+            raise ValueError("embedding_decay: is a decoupled decay; set weight_decay_form: decoupled")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """The parameters that determine the results of a run."""
+        fields = TrainingParams.model_fields
+        at_default = {name for name in self.ADDED if getattr(self, name) == fields[name].default}
         return self.model_dump(
-            exclude=set(self.NOT_IDENTITY) | (type(self).model_fields.keys() - TrainingParams.model_fields.keys())
+            exclude=set(self.NOT_IDENTITY) | at_default | (type(self).model_fields.keys() - fields.keys())
         )
 
     def run_id(self) -> str:
@@ -218,12 +262,14 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "04_figures": FiguresParams,
     "05_theory": TheoryParams,
 }
+#: Key of an experiment file that maps names of variants to the parameters each sets.
+VARIANTS = "variants"
 ALL_FIELDS = {name: field for cls in NOTEBOOKS.values() for name, field in cls.model_fields.items()}
 
 
 def is_grid(name: str, value: Any) -> bool:
     """Whether `value` is a list given for a parameter that takes one value."""
-    return isinstance(value, list) and name in ALL_FIELDS and ALL_FIELDS[name].annotation != list[int]
+    return isinstance(value, list) and name in ALL_FIELDS and get_origin(ALL_FIELDS[name].annotation) is not list
 
 
 def read(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
@@ -256,22 +302,33 @@ def add_override_option(parser: ArgumentParser) -> None:
 
 
 def expand(values: Mapping[str, Any], source: str = "parameters") -> list[EvaluationParams]:
-    """One checked run of notebooks 02 and 03 for each point of the grid in `values`, in the file's order.
+    """One checked run of notebooks 02 and 03 for each variant and point of the grid in `values`, in the file's order.
 
-    Raises ParameterError listing every problem of every point once, an empty grid and a repeated run among them.
+    `values["variants"]` maps names to parameters that each variant sets over the others. Raises ParameterError listing
+    every problem of every point once, an empty grid and a repeated run among them.
     """
+    values = dict(values)
+    variants = values.pop(VARIANTS, {"": {}})
+    if not isinstance(variants, Mapping) or not all(isinstance(v, Mapping) for v in variants.values()) or not variants:
+        raise ParameterError(f"{source}: 1 problem(s)\n  - variants: must map names to parameters and their values")
     problems: list[str] = []
-    unknown = [name for name in values if name not in ALL_FIELDS]
+    unknown = [
+        name for name in {**values, **{k: v for d in variants.values() for k, v in d.items()}} if name not in ALL_FIELDS
+    ]
     problems += [f"  - {_unknown(name, ALL_FIELDS)}" for name in unknown]
     for cls in NOTEBOOKS.values():
         if not issubclass(cls, TokenizationParams):
             problems += _problems(
                 cls, {k: v for k, v in values.items() if k in cls.model_fields and not is_grid(k, v)}, source
             )
-    known = {k: v for k, v in values.items() if k in EvaluationParams.model_fields}
+    known = _known(values)
     axes = {name: value for name, value in known.items() if is_grid(name, value)}
     problems += [f"  - {name}: the grid is empty; list at least one value" for name, axis in axes.items() if not axis]
-    points = [{**known, **dict(zip(axes, point, strict=True))} for point in itertools.product(*axes.values())]
+    points = [
+        {**known, **dict(zip(axes, point, strict=True)), **_known(variant), "variant": str(name)}
+        for point in itertools.product(*axes.values())
+        for name, variant in variants.items()
+    ]
     for point in points:
         problems += _problems(EvaluationParams, point, source)
     if problems:
@@ -283,6 +340,10 @@ def expand(values: Mapping[str, Any], source: str = "parameters") -> list[Evalua
         repeated = sorted({i for i in ids if ids.count(i) > 1})
         raise ParameterError(f"{source}: the grid repeats {', '.join(repeated)}; list every value once")
     return runs
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k in EvaluationParams.model_fields}
 
 
 def _problems(cls: type[Parameters], values: Mapping[str, Any], source: str) -> list[str]:

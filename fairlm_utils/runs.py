@@ -43,9 +43,9 @@ PACKAGES = (
     "altair",
     "papermill",
 )
-TABLES = ("totals", "bins", "classes", "curves")
-#: Parameters that differ between the runs of one experiment; all others must agree.
-AXES = ("model", "weight_decay", "seed")
+TABLES = ("totals", "bins", "classes", "kinds", "reliability", "curves")
+#: Parameters that differ between the runs of one experiment; all others must agree, but between variants.
+AXES = ("model", "variant", "weight_decay", "seed")
 
 
 class RunError(RuntimeError):
@@ -192,6 +192,8 @@ class Results:
     totals: pd.DataFrame
     bins: pd.DataFrame
     classes: pd.DataFrame
+    kinds: pd.DataFrame
+    reliability: pd.DataFrame
     curves: pd.DataFrame
     params: dict[str, Any]
     provenance: dict[str, Any]
@@ -200,12 +202,18 @@ class Results:
     def scale(self) -> str:
         """One line: model, data, steps and seeds of the experiment."""
         training = self.totals[self.totals["split"] == "training"]
-        n_seeds = training.groupby(["model", "weight_decay"])["seed"].nunique()
+        varied = [a for a in AXES if a in training and a != "seed"]
+        n_seeds = training.groupby(varied)["seed"].nunique()
+        n = (
+            f"{training['variant'].nunique()} variants"
+            if "variant" in training
+            else f"{training['weight_decay'].nunique()} values of λ"
+        )
         seeds = f"{n_seeds.min()}" + (f" to {n_seeds.max()}" if n_seeds.min() < n_seeds.max() else "")
         p = self.params
         return (
             f"{', '.join(training['model'].unique())} on {p['corpus']}, {int(training['n_tokens'].iloc[0]):,} training targets in "
-            f"blocks of {p['context']} tokens, {p['steps']:,} steps, {training['weight_decay'].nunique()} values of λ, {seeds} seeds each"
+            f"blocks of {p['context']} tokens, {p['steps']:,} steps, {n}, {seeds} seeds each"
         )
 
 
@@ -228,7 +236,10 @@ def load_results(folder: str | Path) -> Results:
         name: pd.concat([_read_csv(d / "tables" / f"{name}.csv") for d in finished], ignore_index=True)
         for name in TABLES
     }
-    tables = {name: table.sort_values([*AXES], kind="stable", ignore_index=True) for name, table in tables.items()}
+    tables = {
+        name: table.sort_values([a for a in AXES if a in table], kind="stable", ignore_index=True)
+        for name, table in tables.items()
+    }
     return Results(**tables, params=params, provenance=_shared_provenance(finished))
 
 
@@ -245,17 +256,21 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _shared_params(directories: list[Path]) -> dict[str, Any]:
-    all_params = {d: read_json(d / "params.json") for d in directories}
-    first = all_params[directories[0]]
-    fixed = {k: v for k, v in first.items() if k not in AXES and k not in TrainingParams.NOT_IDENTITY}
-    for directory, params in all_params.items():
-        differing = sorted(k for k, v in fixed.items() if params.get(k) != v)
+    """What all runs share; runs of one variant may differ in `AXES` alone, those of two in any parameter."""
+    shared: dict[str, Any] = {}
+    of_variant: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for directory in directories:
+        params = read_json(directory / "params.json")
+        fixed = {k: v for k, v in params.items() if k not in AXES and k not in TrainingParams.NOT_IDENTITY}
+        first, known = of_variant.setdefault(params.get("variant", ""), (directory, fixed))
+        differing = sorted(k for k, v in known.items() if fixed.get(k) != v)
         if differing:
             raise RunError(
-                f"{directory.parent}: {directory.name} differs from {directories[0].name} in {', '.join(differing)}, and tables "
+                f"{directory.parent}: {directory.name} differs from {first.name} in {', '.join(differing)}, and tables "
                 "of different settings are not mixed; remove the runs you do not want or use another experiment name"
             )
-    return {**fixed, "experiment": first["experiment"]}
+        shared = {k: v for k, v in (shared or fixed).items() if fixed.get(k) == v}
+    return {**shared, "experiment": params["experiment"]}
 
 
 def _shared_provenance(directories: list[Path]) -> dict[str, Any]:
@@ -291,8 +306,9 @@ def check_experiment(points: list[Any]) -> None:
     for directory in finished_runs(folder):
         if directory.name in wanted:
             continue
-        known, first = read_json(directory / "params.json"), points[0].identity()
-        differing = sorted(k for k, v in first.items() if k not in AXES and known.get(k) != v)
+        known = read_json(directory / "params.json")
+        first = next((p.identity() for p in points if p.variant == known.get("variant", "")), {"variant": None})
+        differing = sorted(k for k, v in first.items() if (k not in AXES or k == "variant") and known.get(k) != v)
         if differing:
             raise RunError(
                 f"{folder} holds runs that differ from this experiment in {', '.join(differing)}; remove the folder or set "

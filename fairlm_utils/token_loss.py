@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -42,14 +43,15 @@ class _TokenCrossEntropy(torch.autograd.Function):
                 others = log_probs.scatter_(1, target, -torch.inf).amax(dim=1)
                 correct[rows] = target_log_probs[:, 0] > others
             if needs_grad:
-                row_scale = torch.where(targets[rows] == IGNORE_INDEX, 0.0, scale)[:, None]
+                own = scale[rows] if scale.dim() else scale
+                row_scale = torch.where(targets[rows] == IGNORE_INDEX, 0.0, own)[:, None]
                 probs = log_probs.exp_().scatter_(1, target, target_log_probs.exp_().sub_(1.0))
                 torch.mul(probs, row_scale, out=grad[rows])
         kept = targets != IGNORE_INDEX
         loss.mul_(kept)
         ctx.save_for_backward(grad)
         ctx.mark_non_differentiable(loss, correct)
-        return loss.sum() * scale, loss, correct
+        return (loss * scale).sum() if scale.dim() else loss.sum() * scale, loss, correct
 
     @staticmethod
     def backward(ctx, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, None, None, None]:
@@ -62,7 +64,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
 def token_cross_entropy(
     logits: Tensor, targets: Tensor, scale: Tensor | float = 1.0, with_accuracy: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy in nats of each position, and its sum times `scale`, which alone carries the gradient.
+    """Cross-entropy in nats of each position, and its sum times `scale` (one, or one a position), which alone carries the gradient.
 
     `logits` [positions, vocabulary] of any floating dtype (worked on in float32, a block at a time), `targets`
     [positions] with −100 where there is none. Returns `(sum * scale, loss [positions], correct [positions])`; loss is
@@ -77,24 +79,46 @@ def token_cross_entropy(
     return _TokenCrossEntropy.apply(logits, targets, scale, with_accuracy)
 
 
-class TokenSums:
-    """Tokens, summed loss (nats) and correct top-1 predictions of every token type, accumulated on the device.
+@torch.no_grad()
+def prediction_statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss (nats), rank of the target and confidence of each position, each [positions], without a gradient.
 
-    `values` [vocabulary + 1, 3] in float64, exact for counts up to 2^53; the last row swallows positions without a
-    target, so that adding needs no synchronisation with the host.
+    `logits` [positions, vocabulary], `targets` [positions] with −100 where there is none, whose values mean nothing and
+    must be left out. The rank counts the *other* types whose logit is at least the target's: 0 is a correct top-1
+    prediction, less than k a correct top-k one. The confidence is the largest probability.
+    """
+    n, vocab_size = logits.shape
+    loss, confidence = (torch.empty(n, dtype=torch.float32, device=logits.device) for _ in range(2))
+    rank = torch.empty(n, dtype=torch.int64, device=logits.device)
+    block = max(1, _BLOCK_BYTES.get(logits.device.type, 2**24) // (4 * vocab_size))
+    for start in range(0, n, block):
+        rows = slice(start, start + block)
+        log_probs = torch.log_softmax(logits[rows], dim=-1, dtype=torch.float32)
+        target = log_probs.gather(1, targets[rows].clamp(min=0)[:, None])
+        loss[rows] = -target[:, 0]
+        rank[rows] = (log_probs >= target).sum(dim=1) - 1
+        confidence[rows] = log_probs.amax(dim=1).exp()
+    return loss, rank, confidence
+
+
+class TokenSums:
+    """Tokens and sums of quantities of every token type, by default loss (nats) and top-1 correctness, on the device.
+
+    `values` [vocabulary + 1, 1 + quantities] in float64, exact for counts up to 2^53; the last row swallows positions
+    without a target, so that adding needs no synchronisation with the host.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device | str = "cpu"):
-        self.values = torch.zeros(vocab_size + 1, 3, dtype=torch.float64, device=device)
+    def __init__(self, vocab_size: int, device: torch.device | str = "cpu", n_quantities: int = 2):
+        self.values = torch.zeros(vocab_size + 1, 1 + n_quantities, dtype=torch.float64, device=device)
 
-    def add(self, targets: Tensor, loss: Tensor, correct: Tensor) -> None:
-        """Add flat positions: `targets` [n] with −100 where there is none, `loss` [n] in nats, `correct` [n]."""
+    def add(self, targets: Tensor, *quantities: Tensor) -> None:
+        """Add flat positions: `targets` [n] with −100 where there is none, and each quantity [n], e.g. loss and correct."""
         index = torch.where(targets == IGNORE_INDEX, self.values.shape[0] - 1, targets)
-        rows = torch.stack([torch.ones_like(loss), loss, correct.to(loss.dtype)], dim=1)
+        rows = torch.stack([torch.ones_like(quantities[0]), *(q.to(quantities[0].dtype) for q in quantities)], dim=1)
         self.values.index_add_(0, index, rows.to(torch.float64))
 
     def read(self, over_processes: bool = False) -> np.ndarray:
-        """Array [vocabulary, 3]: tokens, summed loss and correct predictions, of this process or of all that train together."""
+        """Array [vocabulary, 1 + quantities]: tokens and sums, of this process or of all that train together."""
         values = self.values[:-1].clone()
         if over_processes and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(values)
@@ -109,20 +133,57 @@ def shifted_targets(labels: Tensor) -> Tensor:
     return torch.nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:].reshape(-1)
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What training minimises instead of the mean cross-entropy ℓ = −log p_y; evaluation and records stay with ℓ.
+
+    `token_weights` [vocabulary] multiply the loss of each target (class-balanced losses). `label_smoothing` ε replaces ℓ
+    by (1 − ε) ℓ + ε mean_v(−log p_v) (Szegedy et al. 2016). `logit_offset` [vocabulary] is added to the logits (logit
+    adjustment, Menon et al. 2021: τ log π_v).
+    """
+
+    token_weights: Tensor | None = None
+    label_smoothing: float = 0.0
+    logit_offset: Tensor | None = None
+
+    def loss(self, logits: Tensor, targets: Tensor, scale: Tensor | float) -> Tensor:
+        """Sum over positions of the objective times `scale`: logits [n, vocabulary], targets [n] with −100 where none."""
+        kept = targets.clamp(min=0)
+        scale = torch.as_tensor(scale, device=logits.device)
+        if self.logit_offset is not None:
+            logits = logits + self.logit_offset.to(logits.device)
+        if self.token_weights is not None:
+            scale = scale * self.token_weights.to(logits.device)[kept]
+        total, *_ = token_cross_entropy(logits, targets, scale, with_accuracy=False)
+        if self.label_smoothing:  # log p differs from the logits by the same number at target and mean
+            logits = logits.float()
+            excess = logits.gather(1, kept[:, None])[:, 0] - logits.mean(dim=1)
+            total = total + self.label_smoothing * (scale * torch.where(targets == IGNORE_INDEX, 0.0, excess)).sum()
+        return total
+
+
 @contextmanager
-def record_token_loss(model: PreTrainedModel, sums: TokenSums | None) -> Iterator[None]:
+def record_token_loss(
+    model: PreTrainedModel, sums: TokenSums | None, objective: Objective | None = None
+) -> Iterator[None]:
     """Within the context `model(..., labels=labels).loss` is the mean token loss, and adds to `sums` while training.
 
     Sets the model's loss function, the place transformers provides for it, so that it works unchanged under Trainer,
     gradient accumulation (normalised by `num_items_in_batch`), autocast and data parallelism. With `sums=None` the
-    same loss is computed and nothing recorded.
+    same loss is computed and nothing recorded. While training, an `objective` replaces the loss that is minimised, not
+    the one recorded.
     """
 
     def loss_function(logits, labels, vocab_size=None, num_items_in_batch=None, shift_labels=None, **_):
         targets = shifted_targets(labels) if shift_labels is None else shift_labels.reshape(-1)
         n = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
         record = sums is not None and model.training
-        total, loss, correct = token_cross_entropy(logits.reshape(-1, logits.shape[-1]), targets, 1.0 / n, record)
+        logits = logits.reshape(-1, logits.shape[-1])
+        if objective is None or not model.training:
+            total, loss, correct = token_cross_entropy(logits, targets, 1.0 / n, record)
+        else:
+            total = objective.loss(logits, targets, 1.0 / n)
+            _, loss, correct = token_cross_entropy(logits.detach(), targets) if record else (None, None, None)
         if record:
             sums.add(targets, loss, correct)
         return total

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +29,8 @@ SPECIAL_TOKENS = {
     "unk_token": "<unk>",
     "mask_token": "<mask>",
 }
+#: Kinds of tokens, see `token_kinds`.
+KINDS = ("word start", "word piece", "number", "punctuation", "white space", "special", "other")
 #: Written to with every change of how documents become ids, so that older caches are not read.
 _FORMAT = 1
 _BATCH = 512
@@ -211,6 +215,39 @@ def blocks(
             inputs[row, : len(document)] = labels[row, : len(document)] = document
     labels[:, 0] = IGNORE_INDEX
     return inputs, labels
+
+
+def token_kinds(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The kind of every type of the vocabulary, by id, from its spelling alone: one of `KINDS`.
+
+    A *word start* is letters (apostrophes and hyphens inside allowed) after a word boundary: a leading space or its
+    mark Ġ or ▁; a *word piece* is letters without one, which continue a word or follow punctuation. *Number*: digits,
+    with separators inside; *punctuation*: neither letters nor digits; *white space*: nothing else; *special*: markers
+    of the tokenizer, added tokens among them; *other*: mixtures, and bytes that are no character alone. A tokenizer
+    that marks no boundary (white space split away) has no word starts: all its letters are word pieces.
+    """
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    ids = range(len(tokenizer))
+    raw = tokenizer.convert_ids_to_tokens(list(ids))
+    texts = [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
+    return [
+        "special" if i in special else _kind(text, text[:1].isspace() or (token or "")[:1] in ("Ġ", "▁"))
+        for i, token, text in zip(ids, raw, texts, strict=True)
+    ]
+
+
+def _kind(text: str, starts_word: bool) -> str:
+    core = text.strip().removeprefix("##").removesuffix("</w>")
+    if not core:
+        return "white space"
+    if "\ufffd" in core:
+        return "other"
+    if not any(map(str.isalnum, core)):
+        return "punctuation"
+    joined = re.sub(r"(?<=\w)['’.,:-](?=\w)", "", core)
+    if all(c.isalpha() or unicodedata.category(c).startswith("M") for c in joined):
+        return "word start" if starts_word else "word piece"
+    return "number" if all(map(str.isnumeric, joined)) else "other"
 
 
 def token_counts(ids: np.ndarray, vocab_size: int) -> np.ndarray:

@@ -21,8 +21,9 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from fairlm_utils import runs
 from fairlm_utils.models import build_model, weight_decay_groups
 from fairlm_utils.params import ParameterError, TrainingParams
+from fairlm_utils.remedies import RowDecay, dropout, frequency_scale, objective
 from fairlm_utils.token_loss import TokenSums, record_token_loss
-from fairlm_utils.tokenization import TokenizedCorpus, blocks, tokenize_corpus
+from fairlm_utils.tokenization import TokenizedCorpus, blocks, target_counts, tokenize_corpus
 
 CURVES = "learning_curves.safetensors"
 _COMPLETE = "complete.json"
@@ -66,8 +67,8 @@ def _blocks(p: TrainingParams, corpus: TokenizedCorpus, ids: np.ndarray, starts:
 
 
 def optimizer_and_schedule(p: TrainingParams, groups: list[dict]) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW with decoupled weight decay over explicit parameter groups, and its learning-rate schedule."""
-    optimizer = torch.optim.AdamW(
+    """AdamW over explicit parameter groups (Adam if the decay is a term of the loss) and its learning-rate schedule."""
+    optimizer = (torch.optim.AdamW if p.weight_decay_form == "decoupled" else torch.optim.Adam)(
         groups,
         lr=p.learning_rate,
         betas=(p.adam_beta1, p.adam_beta2),
@@ -140,19 +141,24 @@ class _Progress(TrainerCallback):
 class _Trainer(Trainer):
     """Trainer with our optimiser and schedule, made when it asks for them: FSDP takes none that are made before."""
 
-    def __init__(self, p: TrainingParams, *arguments: Any, **options: Any):
+    def __init__(self, p: TrainingParams, n_train: np.ndarray, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
-        self.p = p
+        self.p, self.n_train = p, n_train
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            groups, _ = weight_decay_groups(model or self.model, self.p.weight_decay, self.p.decayed_parameters)
-            self.optimizer, self.lr_scheduler = optimizer_and_schedule(self.p, groups)
+            p, model = self.p, model or self.model
+            by_row = p.embedding_decay != "uniform"
+            groups, _ = weight_decay_groups(model, p.weight_decay, p.decayed_parameters, rows_apart=by_row)
+            self.optimizer, self.lr_scheduler = optimizer_and_schedule(p, groups)
+            if by_row:
+                scale = frequency_scale(self.n_train, p.frequency_exponent)
+                RowDecay(model, self.optimizer, p.weight_decay, scale if p.embedding_decay == "frequency" else None)
         return self.optimizer
 
 
 def make_trainer(
-    p: TrainingParams, model: PreTrainedModel, data: Dataset, output_dir: str | Path, callbacks: list[TrainerCallback]
+    p: TrainingParams, model: PreTrainedModel, data: Blocks, output_dir: str | Path, callbacks: list[TrainerCallback]
 ) -> Trainer:
     """The Trainer of a run: explicit optimiser groups, no defaults of its own that would change results."""
     args = TrainingArguments(
@@ -176,7 +182,8 @@ def make_trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=device(p) != "cpu",
     )
-    trainer = _Trainer(p, model, args, train_dataset=data, callbacks=callbacks)
+    n_train = target_counts(data.labels.numpy(), model.config.vocab_size)
+    trainer = _Trainer(p, n_train, model, args, train_dataset=data, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -236,7 +243,8 @@ def _train(p: TrainingParams, directory: Path) -> None:
     if checkpoint:
         print(f"continuing from step {checkpoint.name.removeprefix('checkpoint-')}")
         recorder.resume(checkpoint / CURVES)
-    with record_token_loss(model, sums), _explained_memory(p):
+    minimised = objective(p, trainer.n_train)
+    with record_token_loss(model, sums, minimised), dropout(model, p.dropout), _explained_memory(p):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole, gathered from all processes if sharded
     if not is_main_process():

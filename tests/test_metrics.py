@@ -21,6 +21,7 @@ def table() -> pd.DataFrame:
             "n_eval": [90, 9, 1, 0],
             "loss": [0.1, 1.0, 6.0, np.nan],
             "accuracy": [1.0, 0.5, 0.0, np.nan],
+            "top5_accuracy": [1.0, 0.5, 0.0, np.nan],
             "learning_speed": [0.9, 0.5, 0.1, np.nan],
         }
     )
@@ -52,7 +53,16 @@ def test_bins_by_hand(table):
 def test_bins_and_classes_add_up_to_the_totals(n_train, loss, n_eval):
     if not n_eval.any() or not n_train.any():
         return
-    frame = pd.DataFrame({"n_train": n_train, "n_eval": n_eval, "loss": loss, "accuracy": 0.0, "learning_speed": 0.0})
+    frame = pd.DataFrame(
+        {
+            "n_train": n_train,
+            "n_eval": n_eval,
+            "loss": loss,
+            "accuracy": 0.0,
+            "top5_accuracy": 0.0,
+            "learning_speed": 0.0,
+        }
+    )
     bins, total = metrics.by_bin(frame), metrics.totals(frame)
     assert bins["n_tokens"].sum() == total["n_tokens"] and bins["n_types"].sum() == total["n_types"]
     assert (bins["n_tokens"] * bins["loss_occurrences"]).sum() / total["n_tokens"] == pytest.approx(
@@ -152,3 +162,23 @@ def test_table_1_is_mean_and_sd():
         2,
         2,
     ]
+
+
+def test_calibration_by_group_by_hand(table):
+    """Two confidence bins: of the rare type half are said with 0.25 and right half the time, the rest 0.75 and never."""
+    calibration = np.zeros((4, 2, 3))
+    calibration[0] = [[0, 0, 0], [90, 81.0, 90]]
+    calibration[1] = [[4, 1.0, 2], [4, 3.0, 0]]
+    bins = metrics.by_bin(table, calibration).set_index("bin")
+    assert bins.loc["81–242", "ece"] == pytest.approx(0.1) and bins.loc["81–242", "confidence"] == pytest.approx(0.9)
+    assert bins.loc["3–8", "ece"] == pytest.approx((1 + 3) / 8) and np.isnan(bins.loc["1–2", "ece"])
+    curve = metrics.reliability(table, calibration, 50).set_index(["frequency_class", "confidence_bin"])
+    assert curve.loc[("low", 0.0), "accuracy"] == 0.5 and curve.loc[("low", 0.5), "confidence"] == 0.75
+    assert curve.loc[("high", 0.5), "n_tokens"] == 90 and ("high", 0.0) not in curve.index
+    assert np.isnan(metrics.expected_calibration_error(np.zeros((2, 3))))
+
+
+def test_kinds_add_up_to_the_totals(table):
+    kinds = metrics.by_kind(table.assign(kind=["number", "word piece", "word piece", "special"])).set_index("kind")
+    assert list(kinds.index) == ["number", "word piece"] and kinds["n_tokens"].sum() == 100
+    assert kinds.loc["word piece", "loss"] == 3.5

@@ -110,7 +110,7 @@ def test_every_experiment_file_is_valid_and_every_line_commented(file):
     points = params.expand(params.read(file), str(file))
     assert points and points[0].experiment == file.stem
     for line in file.read_text(encoding="utf-8").splitlines():
-        assert not line.strip() or line.lstrip().startswith("#") or re.search(r"\S:\s.*\S\s+# \S", line), (
+        assert not line.strip() or line.lstrip().startswith("#") or re.search(r"\S:\s.*# \S", line), (
             f"no comment: {line}"
         )
 

@@ -1,12 +1,20 @@
 """The token-level cross-entropy against PyTorch's, and the sums by type against hand-made ones."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from fairlm_utils import token_loss
 from fairlm_utils.models import build_model
-from fairlm_utils.token_loss import IGNORE_INDEX, TokenSums, record_token_loss, token_cross_entropy
+from fairlm_utils.token_loss import (
+    IGNORE_INDEX,
+    Objective,
+    TokenSums,
+    prediction_statistics,
+    record_token_loss,
+    token_cross_entropy,
+)
 
 
 @pytest.mark.parametrize("block_bytes", [1, 200, 2**20])
@@ -80,3 +88,55 @@ def test_nothing_is_recorded_in_evaluation():
     with record_token_loss(model, sums):
         model(input_ids=torch.zeros(1, 4, dtype=torch.long), labels=torch.zeros(1, 4, dtype=torch.long))
     assert not sums.read().any()
+
+
+def test_prediction_statistics_against_torch():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(50, 7) * 3, torch.randint(0, 7, (50,))
+    targets[3] = -100
+    loss, rank, confidence = prediction_statistics(logits, targets)
+    kept = targets != -100
+    torch.testing.assert_close(
+        loss[kept], torch.nn.functional.cross_entropy(logits[kept], targets[kept], reduction="none")
+    )
+    order = logits.argsort(dim=1, descending=True)
+    expected = (order[kept] == targets[kept][:, None]).float().argmax(dim=1)
+    assert torch.equal(rank[kept], expected)
+    torch.testing.assert_close(confidence, logits.softmax(1).amax(1))
+    assert prediction_statistics(torch.zeros(1, 3), torch.tensor([1]))[1].item() == 2  # a tie is not correct
+
+
+@pytest.mark.parametrize(
+    "weighted, smoothing, adjusted", [(True, 0, False), (False, 0.2, False), (False, 0, True), (True, 0.1, True)]
+)
+def test_objectives_and_their_gradients_against_torch(weighted, smoothing, adjusted):
+    """Against torch's own weighted and smoothed cross-entropy, summed: it divides by weights only when it averages."""
+    torch.manual_seed(1)
+    logits, targets = torch.randn(40, 6, dtype=torch.float32), torch.randint(0, 6, (40,))
+    targets[::7] = -100
+    weights, offset = torch.rand(6) + 0.5, torch.randn(6)
+    objective = Objective(weights if weighted else None, smoothing, offset if adjusted else None)
+    ours = logits.clone().requires_grad_()
+    total = objective.loss(ours, targets, 0.25)
+    total.backward()
+    theirs = logits.clone().requires_grad_()
+    z = theirs + offset if adjusted else theirs
+    kept = targets != -100
+    log_p = z.log_softmax(1)[kept]
+    position = -(1 - smoothing) * log_p.gather(1, targets[kept][:, None])[:, 0] - smoothing * log_p.mean(1)
+    expected = 0.25 * (position * (weights[targets[kept]] if weighted else 1)).sum()
+    expected.backward()
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_an_objective_changes_what_is_minimised_not_what_is_recorded():
+    model = build_model("qwen2-tiny", 300, 16, seed=0)
+    ids = torch.randint(0, 300, (2, 16))
+    plain, smoothed = TokenSums(300), TokenSums(300)
+    with record_token_loss(model.train(), plain):
+        a = model(input_ids=ids, labels=ids).loss
+    with record_token_loss(model.train(), smoothed, Objective(label_smoothing=0.5)):
+        b = model(input_ids=ids, labels=ids).loss
+        c = model.eval()(input_ids=ids, labels=ids).loss
+    assert np.allclose(plain.read(), smoothed.read()) and abs(a - b) > 1e-4 and torch.allclose(a, c)
