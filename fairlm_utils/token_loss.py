@@ -111,8 +111,8 @@ class TokenSums:
     def __init__(self, vocab_size: int, device: torch.device | str = "cpu", n_quantities: int = 2):
         self.values = torch.zeros(vocab_size + 1, 1 + n_quantities, dtype=torch.float64, device=device)
 
-    def add(self, targets: Tensor, *quantities: Tensor) -> None:
-        """Add flat positions: `targets` [n] with −100 where there is none, and each quantity [n], e.g. loss and correct."""
+    def add(self, targets: Tensor, *quantities: Tensor, blocks: int = 1) -> None:
+        """Add the flat positions of some `blocks`: `targets` [n], −100 where there is none, and each quantity [n]."""
         index = torch.where(targets == IGNORE_INDEX, self.values.shape[0] - 1, targets)
         rows = torch.stack([torch.ones_like(quantities[0]), *(q.to(quantities[0].dtype) for q in quantities)], dim=1)
         self.values.index_add_(0, index, rows.to(torch.float64))
@@ -126,6 +126,10 @@ class TokenSums:
 
     def reset(self) -> None:
         self.values.zero_()
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the sums to a device, where a model has moved."""
+        self.values = self.values.to(device)
 
 
 def shifted_targets(labels: Tensor) -> Tensor:
@@ -164,20 +168,24 @@ class Objective:
 
 @contextmanager
 def record_token_loss(
-    model: PreTrainedModel, sums: TokenSums | None, objective: Objective | None = None
+    model: PreTrainedModel,
+    sums: TokenSums | None,
+    objective: Objective | None = None,
+    evaluation_sums: TokenSums | None = None,
 ) -> Iterator[None]:
     """Within the context `model(..., labels=labels).loss` is the mean token loss, and adds to `sums` while training.
 
     Sets the model's loss function, the place transformers provides for it, so that it works unchanged under Trainer,
     gradient accumulation (normalised by `num_items_in_batch`), autocast and data parallelism. With `sums=None` the
-    same loss is computed and nothing recorded. While training, an `objective` replaces the loss that is minimised, not
-    the one recorded.
+    same loss is computed and nothing recorded; `evaluation_sums` record while the model does not train. While training, an
+    `objective` replaces the loss that is minimised, not the one recorded.
     """
 
     def loss_function(logits, labels, vocab_size=None, num_items_in_batch=None, shift_labels=None, **_):
         targets = shifted_targets(labels) if shift_labels is None else shift_labels.reshape(-1)
         n = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
-        record = sums is not None and model.training
+        kept = sums if model.training else evaluation_sums
+        record, n_blocks = kept is not None, logits.shape[0]
         logits = logits.reshape(-1, logits.shape[-1])
         if objective is None or not model.training:
             total, loss, correct = token_cross_entropy(logits, targets, 1.0 / n, record)
@@ -185,7 +193,7 @@ def record_token_loss(
             total = objective.loss(logits, targets, 1.0 / n)
             _, loss, correct = token_cross_entropy(logits.detach(), targets) if record else (None, None, None)
         if record:
-            sums.add(targets, loss, correct)
+            kept.add(targets, loss, correct, blocks=n_blocks)
         return total
 
     before = vars(model).get("_loss_function")
