@@ -1,8 +1,8 @@
 """Rare tokens watched in anyone's training: one line adds it to a transformers Trainer.
 
-    trainer = Trainer(model, args, train_dataset=data)
-    TokenFrequencyCallback(trainer)
-    trainer.train()                  # every log also holds token_balanced_loss and loss_n_v_1-2, loss_n_v_3-8, ...
+trainer = Trainer(model, args, train_dataset=data)
+TokenFrequencyCallback(trainer)
+trainer.train()                  # every log also holds token_balanced_loss and loss_n_v_1-2, loss_n_v_3-8, ...
 """
 
 from __future__ import annotations

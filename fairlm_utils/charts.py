@@ -118,13 +118,15 @@ def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _facets(frame: pd.DataFrame) -> dict[str, Any]:
-    """Columns for the splits, training first, and rows for the models if there are several."""
+    """Columns for the splits, training first, and rows for the regimes, or the models if there are several."""
     present = [s for s in SPLITS if s in set(frame.get("split", []))]
     facets: dict[str, Any] = {}
     if present:
         facets["column"] = alt.Column("split:N", sort=present, title=None)
-    if "model" in frame and frame["model"].nunique() > 1:
-        facets["row"] = alt.Row("model:N", title=None)
+    for name in ("regime", "model"):
+        if name in frame and frame[name].nunique() > 1:
+            facets["row"] = alt.Row(f"{name}:N", title=None, sort=frame[name].unique().tolist())
+            break
     return facets
 
 
@@ -149,7 +151,9 @@ def _beside(groups: Sequence[str], field: str) -> alt.XOffset:
     return alt.XOffset(f"{field}:N", sort=list(groups), scale=alt.Scale(paddingOuter=1))
 
 
-def _against_weight_decay(frame: pd.DataFrame, group: str, colours: dict[str, str], y_title: str) -> alt.LayerChart:
+def _against_weight_decay(
+    frame: pd.DataFrame, group: str, colours: dict[str, str], y_title: str, zero: bool = True
+) -> alt.LayerChart:
     """One curve a group against λ, with intervals over seeds; λ on evenly spaced positions, since 0 has no logarithm."""
     frame = _labelled(frame)
     order, title = _labels(frame), group.replace("_", " ")
@@ -164,7 +168,8 @@ def _against_weight_decay(frame: pd.DataFrame, group: str, colours: dict[str, st
         xOffset=_beside(list(colours), group),
         tooltip=["λ", alt.Tooltip(f"{group}:N"), *_statistics(frame)],
     )
-    line = base.mark_line(strokeWidth=2).encode(y=_y(y_title))
+    y = _y(y_title) if zero else alt.Y("mean:Q", title=y_title)
+    line = base.mark_line(strokeWidth=2).encode(y=y)
     points = base.mark_point(filled=True, size=60, opacity=1).encode(
         y="mean:Q",
         shape=alt.Shape(f"{group}:N", sort=list(colours), scale=alt.Scale(domain=list(colours)), title=title),
@@ -235,7 +240,161 @@ def by_bin(bins: pd.DataFrame, y_title: str = "loss (nats, mean over types)") ->
         frame,
         f"{name.capitalize()} by frequency of the type",
         f"Line chart of the {name} by frequency bin of the token type, one curve a weight decay, with intervals over seeds",
+        x="independent" if "regime" in frame else "shared",
         y="independent",
+    )
+
+
+def change_by_weight_decay(changes: pd.DataFrame, group: str = "frequency_class") -> alt.Chart:
+    """Change of a loss from λ = 0 (y, nats) against λ (x), one curve a value of `group`, with intervals over seeds.
+
+    `changes`: weight_decay, split, `group` and the columns of `comparisons.paired`; regime if there are several. Above
+    the line at 0 weight decay harms, below it helps.
+    """
+    colours = CLASS_COLOURS if group == "frequency_class" else MEASURE_COLOURS
+    curves = _against_weight_decay(changes, group, colours, "change of the loss from λ = 0 (nats)", zero=False)
+    zero = alt.Chart().mark_rule(color="#888888", strokeDash=[3, 3]).encode(y=alt.datum(0))
+    return _finish(
+        alt.layer(zero, *curves.layer),
+        _labelled(changes),
+        "What weight decay changes",
+        "Line chart of the change of the loss from weight decay 0 against weight decay, with intervals over seeds",
+        y="independent",
+    )
+
+
+def change_by_kind(changes: pd.DataFrame) -> alt.Chart:
+    """Change of the loss from λ = 0 (x, nats) by kind of token (y), with intervals over seeds.
+
+    `changes`: kind, split and the columns of `comparisons.paired` for one λ; regime if there are several.
+    """
+    order = changes.groupby("kind")["mean"].mean().sort_values(ascending=False).index.tolist()
+    base = alt.Chart().encode(y=alt.Y("kind:N", sort=order, title=None), tooltip=["kind:N", *_statistics(changes)])
+    bars = base.mark_bar(color="#0072b2", height={"band": 0.6}).encode(
+        x=alt.X("mean:Q", title="change of the loss (nats)")
+    )
+    intervals = base.mark_rule(strokeWidth=2, color="#202020").encode(x="low:Q", x2="high:Q")
+    chart = alt.layer(bars, intervals).properties(width=WIDTH, height=alt.Step(24), data=changes)
+    return (
+        chart.facet(**_facets(changes))
+        .resolve_scale(x="independent")
+        .properties(
+            title="Which tokens pay",
+            description="Bars of the change of the loss by kind of token, training and held-out text, with intervals over seeds",
+        )
+    )
+
+
+def reliability(curves: pd.DataFrame) -> alt.Chart:
+    """Accuracy (y) against confidence (x) of low- and high-frequency targets, one curve a λ; the diagonal is calibrated.
+
+    `curves`: weight_decay, frequency_class, confidence, accuracy (means over seeds); regime if there are several.
+    """
+    frame = _labelled(curves)
+    colour, chosen, opacity = _by_weight_decay(frame)
+    percent = alt.Axis(format="%")
+    scale = alt.Scale(domain=[0, 1])
+    base = alt.Chart().encode(
+        x=alt.X("confidence:Q", title="confidence", axis=percent, scale=scale),
+        y=alt.Y("accuracy:Q", title="accuracy", axis=percent, scale=scale),
+        color=colour,
+        opacity=opacity,
+        tooltip=["λ", "frequency_class:N", *(alt.Tooltip(f"{k}:Q", format=".1%") for k in ("confidence", "accuracy"))],
+    )
+    diagonal = (
+        alt.Chart(pd.DataFrame({"confidence": [0, 1], "accuracy": [0, 1]}))
+        .mark_line(color="#888888", strokeDash=[3, 3], strokeWidth=1)
+        .encode(x="confidence:Q", y="accuracy:Q")
+    )
+    lines = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=35)).add_params(chosen)
+    facets: dict[str, Any] = {"column": alt.Column("frequency_class:N", title=None, sort=["low", "high"])}
+    if "regime" in frame:
+        facets["row"] = alt.Row("regime:N", title=None, sort=frame["regime"].unique().tolist())
+    layered = alt.layer(diagonal, lines).properties(width=WIDTH, height=HEIGHT, data=frame)
+    return layered.facet(**facets).properties(
+        title="Reliability by frequency of the target",
+        description="Curves of accuracy against confidence for low- and high-frequency targets, one a weight decay",
+    )
+
+
+def pareto(numbers: pd.DataFrame, x: str = "heldout_average") -> alt.Chart:
+    """Remedies: loss of the rarest types (y, nats) against held-out average loss (x, nats); lower left is better.
+
+    `numbers`: regime, variant, kind_of_remedy, `x`, rarest, each with _low and _high (intervals over seeds), and front
+    (whether no other variant is better on both). Labels name the variants on the front and the two reference points.
+    """
+    kinds = numbers["kind_of_remedy"].unique().tolist()
+    zoom = alt.Scale(zero=False, padding=12)
+    base = alt.Chart().encode(
+        x=alt.X(f"{x}:Q", title="held-out average loss (nats)", scale=zoom),
+        y=alt.Y("rarest:Q", title="loss of the rarest types (nats)", scale=zoom),
+        color=alt.Color("kind_of_remedy:N", sort=kinds, scale=alt.Scale(scheme="category10"), title="remedy"),
+        shape=alt.Shape("kind_of_remedy:N", sort=kinds, title="remedy"),
+        tooltip=["variant:N", *(alt.Tooltip(f"{k}:Q", format=".3f") for k in (x, "rarest"))],
+    )
+    points = base.mark_point(filled=True, size=80, opacity=0.9)
+    across = base.mark_rule(opacity=0.5).encode(x=f"{x}_low:Q", x2=f"{x}_high:Q")
+    down = base.mark_rule(opacity=0.5).encode(y="rarest_low:Q", y2="rarest_high:Q")
+    names = base.mark_text(align="left", dx=8, dy=-7, fontSize=11).encode(text="variant:N", color=alt.value("#202020"))
+    layered = alt.layer(across, down, points, names.transform_filter("datum.named"))
+    chart = layered.properties(width=1.9 * WIDTH, height=1.4 * HEIGHT, data=numbers)
+    return (
+        chart.facet(row=alt.Row("regime:N", title=None, sort=numbers["regime"].unique().tolist()))
+        .resolve_scale(x="independent", y="independent")
+        .properties(
+            title="Remedies: what rare types pay and what all text gains",
+            description="Scatter of the loss of the rarest types against the held-out average loss, a point a remedy, a panel "
+            "a regime, with intervals over seeds",
+        )
+    )
+
+
+def models_by_bin(bins: pd.DataFrame, value: str, y_title: str) -> alt.Chart:
+    """A value (y, `y_title`) by frequency bin of the type (x), one curve a model. `bins`: label, bin, bin_low, `value`."""
+    labels = bins["label"].unique().tolist()
+    order = bins.sort_values("bin_low")["bin"].unique().tolist()
+    name = y_title.split(" (")[0]
+    return (
+        alt.Chart(bins)
+        .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=55))
+        .encode(
+            x=alt.X("bin:O", sort=order, title="count n_v of the type (powers of 3)", axis=alt.Axis(labelAngle=-40)),
+            y=alt.Y(f"{value}:Q", title=y_title, scale=alt.Scale(domainMin=0)),
+            color=alt.Color("label:N", sort=labels, scale=alt.Scale(range=["#0072b2", "#d55e00"]), title="model"),
+            tooltip=["label:N", "bin:O", alt.Tooltip(f"{value}:Q", format=".4f"), alt.Tooltip("n_types:Q", format=",")],
+        )
+        .properties(
+            width=1.7 * WIDTH,
+            height=HEIGHT,
+            title=f"{name[:1].upper()}{name[1:]} by frequency of the type",
+            description=f"Line chart of the {name} by frequency bin of the token type, one curve a model",
+        )
+    )
+
+
+def norms_by_frequency(norms: pd.DataFrame) -> alt.Chart:
+    """Norm of embedding rows (y) by frequency bin (x): median as a line, 10th to 90th percentile as a band, a colour a model.
+
+    `norms`: label, bin, bin_low, median, p10, p90.
+    """
+    order = norms.sort_values("bin_low")["bin"].unique().tolist()
+    base = alt.Chart(norms).encode(
+        x=alt.X("bin:O", sort=order, title="count n_v of the type (powers of 3)", axis=alt.Axis(labelAngle=-40)),
+        color=alt.Color(
+            "label:N",
+            sort=norms["label"].unique().tolist(),
+            scale=alt.Scale(range=["#0072b2", "#d55e00"]),
+            title="model",
+        ),
+        tooltip=["label:N", "bin:O", *(alt.Tooltip(f"{k}:Q", format=".3f") for k in ("median", "p10", "p90"))],
+    )
+    band = base.mark_area(opacity=0.18).encode(y=alt.Y("p10:Q", title="norm of the embedding row"), y2="p90:Q")
+    line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=55)).encode(y=alt.Y("median:Q"))
+    return alt.layer(band, line).properties(
+        width=1.7 * WIDTH,
+        height=HEIGHT,
+        title="Norms of embedding rows by frequency",
+        description="Median norm of embedding rows by frequency bin with a band from the 10th to the 90th percentile",
     )
 
 

@@ -99,7 +99,8 @@ def load_model(directory: str | Path, vocab_size: int) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False, use_safetensors=True)
     except Exception as error:  # whatever a damaged folder makes transformers raise
         raise runs.RunError(
-            f"{directory}: the model cannot be read ({error}); remove the run's folder and train it again"
+            f"{directory}: the model cannot be read ({error}); name a Hub id or a folder written by save_pretrained with "
+            "safetensors, and if a run made it, remove the run's folder and train it again"
         ) from error
     if model.config.vocab_size < vocab_size:
         raise runs.RunError(

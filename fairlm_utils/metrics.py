@@ -18,6 +18,7 @@ from scipy import stats
 
 #: Columns that name what a row of a tidy table is about; every other column is a measured value.
 KEYS = (
+    "regime",
     "model",
     "variant",
     "weight_decay",

@@ -254,6 +254,56 @@ class TheoryParams(FiguresParams):
     )
 
 
+class GeneralizationParams(Parameters):
+    """Parameters of `06_generalization`."""
+
+    memorising: str = Field(
+        "results/lambda-memorising", min_length=1, description="results of runs that see each block many times"
+    )
+    onepass: str = Field("results/lambda-onepass", min_length=1, description="results of runs that see each block once")
+    more_results: list[str] = Field(
+        ["results/quick", "results/contexts", "results/imdb-small", "results/imdb-onepass"],
+        description="results at other corpora, contexts and scales",
+    )
+    compared_weight_decay: float = Field(0.5, gt=0, description="λ compared with λ = 0 where one is singled out")
+    confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
+
+
+class RemediesParams(Parameters):
+    """Parameters of `07_remedies`."""
+
+    remedy_results: list[str] = Field(
+        ["results/remedies-memorising", "results/remedies-onepass"],
+        min_length=1,
+        description="results of experiments with variants, one a regime",
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
+
+
+class AuditParams(CorpusParams):
+    """Parameters of `08_audit`."""
+
+    audited_model: str = Field(
+        "", description="Hub id or local folder of a causal LM; empty audits models of 02_training at λ = 0.5 and 0"
+    )
+    reference_model: str = Field("", description="a second model to compare with, empty for none")
+    counts_file: str = Field(
+        "", description="CSV or Parquet with columns token_id and count; empty counts the training documents"
+    )
+    context: int = Field(64, ge=2, description="tokens a block")
+    max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")
+    low_frequency_percentile: float = Field(
+        95.0, gt=0, lt=100, description="types at or below this percentile of the counts are low-frequency"
+    )
+    eval_batch_size: int = Field(
+        8, ge=1, description="blocks a batch; memory grows with this times context times vocabulary"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 parameters")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
+    n_threads: int = Field(1, ge=1, description="CPU threads")
+    runs_dir: str = Field("runs", min_length=1, description="folder of everything generated")
+
+
 #: Notebook (its file's stem) and the class of its parameters.
 NOTEBOOKS: dict[str, type[Parameters]] = {
     "01_tokenization": TokenizationParams,
@@ -261,6 +311,9 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "03_evaluation": EvaluationParams,
     "04_figures": FiguresParams,
     "05_theory": TheoryParams,
+    "06_generalization": GeneralizationParams,
+    "07_remedies": RemediesParams,
+    "08_audit": AuditParams,
 }
 #: Key of an experiment file that maps names of variants to the parameters each sets.
 VARIANTS = "variants"

@@ -33,13 +33,13 @@ th, td {{ text-align: left; vertical-align: top; padding: 0.3rem 0.7rem; border-
 """
 
 
-def notebook_html(path: str | Path) -> str:
-    """An executed notebook as one HTML page that needs no network: equations as MathML, pictures inside."""
+def notebook_html(path: str | Path, with_code: bool = True) -> str:
+    """An executed notebook as one HTML page that needs no network: equations as MathML, pictures inside, code if wanted."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = render_math(cell.source)
-    exporter = HTMLExporter(template_name="lab", exclude_anchor_links=True)
+    exporter = HTMLExporter(template_name="lab", exclude_anchor_links=True, exclude_input=not with_code)
     exporter.log.setLevel(logging.ERROR)  # not its note on missing alternative text, which is set below
     page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": Path(path).stem}})
     soup = BeautifulSoup(page, "html.parser")

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from fairlm_utils import runs
 from fairlm_utils.models import build_model, weight_decay_groups
-from fairlm_utils.params import ParameterError, TrainingParams
+from fairlm_utils.params import AuditParams, ParameterError, TrainingParams
 from fairlm_utils.remedies import RowDecay, dropout, frequency_scale, objective
 from fairlm_utils.token_loss import TokenSums, record_token_loss
 from fairlm_utils.tokenization import TokenizedCorpus, blocks, target_counts, tokenize_corpus
@@ -198,7 +198,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def device(p: TrainingParams) -> str:
+def device(p: TrainingParams | AuditParams) -> str:
     """The device a run uses: cuda if asked for or found, else cpu. RuntimeError if cuda is asked for and absent."""
     if p.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("device: cuda is asked for and no GPU is visible; set device to auto or cpu")

@@ -148,7 +148,9 @@ def test_two_processes_agree_with_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*command, str(script), str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    history = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("LOGS")).removeprefix("LOGS"))
+    history = json.loads(
+        next(line for line in done.stdout.splitlines() if line.startswith("LOGS")).removeprefix("LOGS")
+    )
     counts = slow(gpt2(), Ids(24))[:, 0].astype(int)
     expect(next(x for x in history if "loss" in x), slow(gpt2(), Ids(24)), counts)
     expect(next(x for x in history if "eval_loss" in x), slow(gpt2(), Padded(13)), counts, "eval_")

@@ -1,0 +1,205 @@
+"""Comparisons over seeds: paired differences, slopes in λ with their test, the best λ by frequency, remedies side by side.
+
+Everything is paired by seed: the same seed at two values of λ (or under two remedies) starts from the same weights and sees
+the same batches, so that differences vary less than the values. Intervals and p-values are Student's t over seeds; with few
+seeds they are wide, and an interval that holds 0 is reported as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from fairlm_utils import metrics
+from fairlm_utils.runs import Results
+
+#: Variants of an experiment on remedies that the others are measured between.
+NO_DECAY, DECAY_ON_ALL = "no decay", "decay on all"
+#: The goal of a remedy: share of the rarest types' cost taken back, share of the held-out gain given up.
+GOAL_TAKEN_BACK, GOAL_GIVEN_UP = 0.9, 0.005
+
+
+def paired(frame: pd.DataFrame, value: str, confidence: float = 0.95, base: float = 0.0) -> pd.DataFrame:
+    """Change of `value` from weight decay `base`, paired by seed: the key columns and those of `mean_interval`."""
+    return mean_interval(metrics.changes(frame, value, base), "difference", confidence)
+
+
+def mean_interval(frame: pd.DataFrame, value: str, confidence: float = 0.95) -> pd.DataFrame:
+    """`metrics.over_seeds` with `p_value`, of the two-sided t test that the mean over seeds is 0 (NaN for one seed)."""
+    table = metrics.over_seeds(frame, value, confidence)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = table["mean"] / (table["sd"] / np.sqrt(table["n_seeds"]))
+    return table.assign(p_value=2 * stats.t.sf(np.abs(t), np.maximum(table["n_seeds"] - 1, 1)))
+
+
+def slope_test(
+    classes: pd.DataFrame, value: str = "loss", largest: float = 1.0, confidence: float = 0.95
+) -> pd.DataFrame:
+    """Whether low-frequency types rise faster with λ than high-frequency ones: a row a model, split and regime.
+
+    The slope is that of the least-squares line of `value` against λ in [0, `largest`], one a seed and class (nats per
+    unit of λ). Columns: low, high (mean slopes), difference with its interval (difference_low, difference_high), p_value
+    of the one-sided paired t test that the difference is not above 0, n_seeds, n_weight_decays. Raises ValueError with
+    fewer than two values of λ.
+    """
+    within = classes[classes["weight_decay"] <= largest]
+    keys = [k for k in metrics.KEYS if k in classes and k not in ("weight_decay", "seed", "frequency_class")]
+    rows = []
+    for key, group in within.groupby(keys, sort=False):
+        table = group.pivot_table(index="weight_decay", columns=["frequency_class", "seed"], values=value)
+        if len(table) < 2:
+            raise ValueError(f"a slope in λ needs two values of λ up to {largest:g}; the experiment has {len(table)}")
+        slopes = pd.Series(np.polyfit(table.index, table.to_numpy(), 1)[0], index=table.columns)
+        low, high = slopes["low"], slopes["high"]
+        test = stats.ttest_1samp(low - high, 0.0, alternative="greater") if len(low) > 1 else None
+        interval = (
+            stats.t.interval(confidence, len(low) - 1, (low - high).mean(), stats.sem(low - high))
+            if test
+            else (np.nan,) * 2
+        )
+        rows.append(
+            {
+                **dict(zip(keys, key, strict=True)),
+                "low": low.mean(),
+                "high": high.mean(),
+                "difference": (low - high).mean(),
+                "difference_low": interval[0],
+                "difference_high": interval[1],
+                "p_value": test.pvalue if test else np.nan,
+                "n_seeds": len(low),
+                "n_weight_decays": len(table),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def best_weight_decay(bins: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """The λ of the lowest mean loss in each frequency bin, and what it gains over λ = 0 (nats, paired, with interval).
+
+    Columns: the keys, weight_decay (the best), loss at it, gain, gain_low, gain_high, types. A gain whose interval holds
+    0 says that no λ is better than none by more than seeds differ; at λ = 0 itself the gain is 0.
+    """
+    keys = [k for k in metrics.KEYS if k in bins and k not in ("weight_decay", "seed")]
+    losses, gains = metrics.over_seeds(bins, "loss", confidence), paired(bins, "loss", confidence)
+    best = losses.loc[losses.groupby(keys, sort=False)["mean"].idxmin(), [*keys, "weight_decay", "mean"]]
+    table = best.merge(
+        gains[[*keys, "weight_decay", "mean", "low", "high"]],
+        on=[*keys, "weight_decay"],
+        how="left",
+        suffixes=("", "_gain"),
+    )
+    zero = table["weight_decay"] == 0
+    return pd.DataFrame(
+        {
+            **{k: table[k] for k in keys},
+            "weight_decay": table["weight_decay"],
+            "loss": table["mean"],
+            "gain": (-table["mean_gain"]).where(~zero, 0.0),
+            "gain_low": (-table["high"]).where(~zero, 0.0),
+            "gain_high": (-table["low"]).where(~zero, 0.0),
+        }
+    )
+
+
+def rarest_bins(bins: pd.DataFrame, share: float = 0.05) -> list[str]:
+    """The lowest frequency bins (n_v ≥ 1) that together hold at least `share` of the types of the training split.
+
+    A single lowest bin may hold a handful of odd types only, such as bytes that occur once.
+    """
+    training = bins[(bins["split"] == "training") & (bins["bin_low"] > 0)]
+    n = training.groupby(["bin_low", "bin"])["n_types"].mean()
+    enough = int((n.cumsum() / n.sum() < share).sum()) + 1
+    return n.index.get_level_values("bin")[:enough].tolist()
+
+
+def rare_loss(bins: pd.DataFrame) -> pd.DataFrame:
+    """Mean loss over the types of `rarest_bins` of every run and split: the keys and `loss`."""
+    rare = bins[bins["bin"].isin(rarest_bins(bins))]
+    keys = [k for k in metrics.KEYS if k in bins and k not in ("bin", "bin_low")]
+    summed = rare.assign(loss=rare["loss"] * rare["n_types"]).groupby(keys, sort=False)[["loss", "n_types"]].sum()
+    return (summed["loss"] / summed["n_types"]).rename("loss").reset_index()
+
+
+def remedy_numbers(results: Results) -> pd.DataFrame:
+    """The four numbers every remedy is judged on, one row a variant and seed, in nats.
+
+    training_balanced, heldout_average, heldout_balanced and heldout_rarest (types of `rarest_bins`); beside them
+    training_average and training_rarest.
+    """
+    wide = results.totals.pivot(
+        index=["variant", "seed"], columns="split", values=["average_loss", "token_balanced_loss"]
+    )
+    rare = rare_loss(results.bins).pivot(index=["variant", "seed"], columns="split", values="loss")
+    return pd.DataFrame(
+        {
+            "training_balanced": wide["token_balanced_loss"]["training"],
+            "heldout_average": wide["average_loss"]["held-out"],
+            "heldout_balanced": wide["token_balanced_loss"]["held-out"],
+            "heldout_rarest": rare["held-out"],
+            "training_average": wide["average_loss"]["training"],
+            "training_rarest": rare["training"],
+        }
+    ).reset_index()
+
+
+def judge_remedies(numbers: pd.DataFrame, cost_split: str, confidence: float = 0.95) -> pd.DataFrame:
+    """What each variant takes back and gives up of plain decay, paired by seed: a row a variant.
+
+    - `taken_back`: share of what decay on all costs the rarest types on `cost_split` text ("training" where the model
+      memorises, "held-out" where it does not): (all − variant) / (all − no decay), seeds' means of numerator and
+      denominator, so that a seed with a small cost does not blow the ratio up.
+    - `given_up`: share of the held-out average loss that decay on all bought: (variant − all) / (no decay − all); where
+      it bought nothing, `inf` if the variant is worse than decay on all and 0 if not.
+    - `heldout_change`: variant − all of the held-out average (nats), with interval `change_low`, `change_high`.
+    - `meets_goal`: taken_back ≥ 0.9 and given_up ≤ 0.005 on the means.
+
+    Raises ValueError if the variants "no decay" and "decay on all" are not among them.
+    """
+    table = numbers.set_index(["variant", "seed"])
+    if not {NO_DECAY, DECAY_ON_ALL} <= set(numbers["variant"]):
+        raise ValueError(f"remedies are measured between the variants {NO_DECAY!r} and {DECAY_ON_ALL!r}; add them")
+    none, plain = table.loc[NO_DECAY], table.loc[DECAY_ON_ALL]
+    rarest = f"{cost_split.replace('-', '')}_rarest"
+    cost = (plain[rarest] - none[rarest]).mean()
+    bought = (none["heldout_average"] - plain["heldout_average"]).mean()
+    rows = []
+    for variant in dict.fromkeys(numbers["variant"]):
+        own = table.loc[variant]
+        change = own["heldout_average"] - plain["heldout_average"]
+        interval = (np.nan, np.nan)
+        if len(change) > 1:
+            half = float(metrics.t_half_width(pd.Series([change.std()]), pd.Series([len(change)]), confidence).iloc[0])
+            interval = change.mean() - half, change.mean() + half
+        taken_back = (plain[rarest] - own[rarest]).mean() / cost
+        given_up = change.mean() / bought if bought > 0 else (np.inf if change.mean() > 0 else 0.0)
+        rows.append(
+            {
+                "variant": variant,
+                "taken_back": taken_back,
+                "given_up": given_up,
+                "heldout_change": change.mean(),
+                "change_low": interval[0],
+                "change_high": interval[1],
+                "meets_goal": bool(taken_back >= GOAL_TAKEN_BACK and given_up <= GOAL_GIVEN_UP),
+                "n_seeds": len(change),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def cost_split(numbers: pd.DataFrame) -> str:
+    """The text on which decay costs the rarest types: "held-out" if it does there, else "training"."""
+    means = numbers.groupby("variant").mean(numeric_only=True)
+    heldout = means.loc[DECAY_ON_ALL, "heldout_rarest"] > means.loc[NO_DECAY, "heldout_rarest"]
+    return "held-out" if heldout else "training"
+
+
+def mean_sd(frame: pd.DataFrame, by: str, values: Sequence[str]) -> pd.DataFrame:
+    """A table to read: `mean ± sd` over seeds of each of `values`, a row a value of `by`, in the order they come."""
+    grouped = frame.groupby(by, sort=False)[list(values)]
+    mean, sd = grouped.mean(), grouped.std()
+    cells = {v: [f"{a:.3f} ± {b:.3f}" for a, b in zip(mean[v], sd[v], strict=True)] for v in values}
+    return pd.DataFrame(cells, index=mean.index).reset_index()
