@@ -104,10 +104,11 @@ def best_weight_decay(bins: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
     )
 
 
-def rarest_bins(bins: pd.DataFrame, share: float = 0.05) -> list[str]:
+def rarest_bins(bins: pd.DataFrame, share: float = 0.25) -> list[str]:
     """The lowest frequency bins (n_v ≥ 1) that together hold at least `share` of the types of the training split.
 
-    A single lowest bin may hold a handful of odd types only, such as bytes that occur once.
+    So the rarest quarter of the vocabulary: a single lowest bin may hold a handful of odd types, such as bytes that occur
+    once.
     """
     training = bins[(bins["split"] == "training") & (bins["bin_low"] > 0)]
     n = training.groupby(["bin_low", "bin"])["n_types"].mean()

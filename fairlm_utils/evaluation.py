@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlm_utils import metrics, runs, training
@@ -130,9 +130,11 @@ def evaluate(p: EvaluationParams) -> Path:
 def _evaluate(p: EvaluationParams, directory: Path) -> None:
     corpus = tokenize_corpus(p)
     model = load_model(directory / "model", len(corpus.tokenizer)).to(training.device(p))
-    data = {"training": training.training_blocks(p, corpus), "held-out": training.heldout_blocks(p, corpus)}
+    data: dict[str, Dataset] = {"training": training.training_blocks(p, corpus), "held-out": training.heldout_blocks(p, corpus)}
     vocab_size = model.config.vocab_size
     n_train = target_counts(data["training"].labels.numpy(), vocab_size)
+    if p.max_evaluated_train_blocks:
+        data["training"] = Subset(data["training"], range(min(p.max_evaluated_train_blocks, len(data["training"]))))
     steps, counts, loss_sums, _ = training.load_curves(directory)
     speed = metrics.learning_speed(steps, counts, loss_sums, vocab_size)
     evaluated = {}

@@ -66,7 +66,11 @@ def _mean_over_types(table: pd.DataFrame, column: str) -> float:
 
 def totals(table: pd.DataFrame) -> dict[str, float]:
     """Average (over tokens) and token-balanced (over types) loss, accuracy and perplexity (exp of the loss)."""
-    values: dict[str, float] = {"n_types": int((table["n_eval"] > 0).sum()), "n_tokens": int(table["n_eval"].sum())}
+    values: dict[str, float] = {
+        "n_types": int((table["n_eval"] > 0).sum()),
+        "n_tokens": int(table["n_eval"].sum()),
+        "n_train_tokens": int(table["n_train"].sum()),
+    }
     for name in ("loss", "accuracy"):
         values[f"average_{name}"] = _mean_over_tokens(table, name)
         values[f"token_balanced_{name}"] = _mean_over_types(table, name)

@@ -231,6 +231,9 @@ class EvaluationParams(TrainingParams):
     """Parameters of `03_evaluation`."""
 
     eval_batch_size: int = Field(64, ge=1, description="blocks a batch in evaluation, without effect on the results")
+    max_evaluated_train_blocks: int = Field(
+        0, ge=0, description="training blocks evaluated, the first of them, 0 takes all; n_v always counts all"
+    )
 
 
 class FiguresParams(Parameters):

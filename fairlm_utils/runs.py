@@ -212,8 +212,8 @@ class Results:
         seeds = f"{n_seeds.min()}" + (f" to {n_seeds.max()}" if n_seeds.min() < n_seeds.max() else "")
         p = self.params
         return (
-            f"{', '.join(training['model'].unique())} on {p['corpus']}, {int(training['n_tokens'].iloc[0]):,} training targets in "
-            f"blocks of {p['context']} tokens, {p['steps']:,} steps, {n}, {seeds} seeds each"
+            f"{', '.join(training['model'].unique())} on {p['corpus']}, {int(training['n_train_tokens'].iloc[0]):,} training targets in "
+            f"blocks of {p.get('context', 'several lengths')} tokens, {p['steps']:,} steps, {n}, {seeds} seeds each"
         )
 
 
