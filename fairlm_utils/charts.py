@@ -123,7 +123,7 @@ def _facets(frame: pd.DataFrame) -> dict[str, Any]:
     facets: dict[str, Any] = {}
     if present:
         facets["column"] = alt.Column("split:N", sort=present, title=None)
-    for name in ("regime", "model"):
+    for name in ("regime", "variant", "model"):
         if name in frame and frame[name].nunique() > 1:
             facets["row"] = alt.Row(f"{name}:N", title=None, sort=frame[name].unique().tolist())
             break

@@ -54,6 +54,23 @@ def claims(results: Results, weight_decay: float = 1.0, confidence: float = 0.95
     return pd.DataFrame(rows)
 
 
+def beside_paper(totals: pd.DataFrame) -> pd.DataFrame:
+    """Table 1 side by side: ours on training text (`mean ± sd` over seeds) and the paper's public numbers, by λ.
+
+    A column a measure and source; empty where the paper's number is not public. Scales differ: see each one's own.
+    """
+    measures = [c for c in PAPER_TABLE_1 if c != "weight_decay"]
+    ours = metrics.table_1(totals[totals["split"] == "training"], measures).drop(columns=["split", "n_seeds"])
+    paper = PAPER_TABLE_1.set_index("weight_decay")
+    table = ours[["model", "weight_decay"]].copy()
+    for measure in measures:
+        table[f"{measure}, ours"] = ours[measure]
+        table[f"{measure}, paper"] = [
+            f"{paper[measure][w]:g}" if w in paper.index else "" for w in ours["weight_decay"]
+        ]
+    return table
+
+
 def _of(frame: pd.DataFrame, model: str) -> pd.DataFrame:
     return frame[frame["model"] == model]
 

@@ -7,13 +7,15 @@ seeds they are wide, and an interval that holds 0 is reported as such.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from fairlm_utils import metrics
+from fairlm_utils.params import TrainingParams
 from fairlm_utils.runs import Results
 
 #: Variants of an experiment on remedies that the others are measured between.
@@ -198,9 +200,150 @@ def cost_split(numbers: pd.DataFrame) -> str:
     return "held-out" if heldout else "training"
 
 
+def kind_of_remedy(own: Mapping[str, Any], name: str) -> str:
+    """What a variant acts on, from the parameters `own` to it: for colours and for order."""
+    if name in (NO_DECAY, DECAY_ON_ALL):
+        return "reference"
+    defaults = {k: field.default for k, field in TrainingParams.model_fields.items()}
+    changed = {k for k, v in own.items() if v != defaults[k]}
+    loss, row = changed & {"loss_weight_exponent", "logit_adjustment"}, "embedding_decay" in changed
+    if loss:
+        return "loss and decay by row" if row else "loss"
+    if row:
+        return "decay by row"
+    return "which parameters decay" if "decayed_parameters" in changed else "other regulariser"
+
+
+def pareto_front(x: pd.Series, y: pd.Series) -> pd.Series:
+    """Whether no other point is at least as low on both and lower on one.
+
+    >>> pareto_front(pd.Series([1.0, 2.0, 3.0]), pd.Series([3.0, 1.0, 2.0])).tolist()
+    [True, True, False]
+    """
+    pairs = list(zip(x, y, strict=True))
+    return pd.Series(
+        [not any(a <= p and b <= q and (a, b) != (p, q) for a, b in pairs) for p, q in pairs], index=x.index
+    )
+
+
+def remedy_points(
+    numbers: pd.DataFrame, variants: Mapping[str, Mapping[str, Any]], confidence: float = 0.95
+) -> pd.DataFrame:
+    """Points of `charts.pareto`: held-out average and rarest types' loss on the text of their cost, with intervals."""
+    rarest = f"{cost_split(numbers).replace('-', '')}_rarest"
+    points: dict[str, Any] = {}
+    for name, value in (("heldout_average", "heldout_average"), ("rarest", rarest)):
+        table = metrics.over_seeds(numbers, value, confidence)
+        points |= {
+            "variant": table["variant"],
+            name: table["mean"],
+            f"{name}_low": table["low"],
+            f"{name}_high": table["high"],
+        }
+    frame = pd.DataFrame(points)
+    front = pareto_front(frame["heldout_average"], frame["rarest"])
+    kinds = [kind_of_remedy(variants.get(v, {}), v) for v in frame["variant"]]
+    return frame.assign(
+        kind_of_remedy=kinds, front=front, named=front | frame["variant"].isin([NO_DECAY, DECAY_ON_ALL])
+    )
+
+
+def recommendation(judged: Mapping[str, pd.DataFrame]) -> list[str]:
+    """What the tables of `judge_remedies`, one a regime, recommend: variants that meet the goal in all regimes, else the nearest.
+
+    Nearest: of the variants that give up at most `GOAL_GIVEN_UP` in every regime, the one whose smallest share taken back
+    is largest; and of all variants the same, with what it gives up.
+    """
+    table = pd.concat({r: t.set_index("variant") for r, t in judged.items()}, names=["regime"])
+    names = [v for v in table.index.unique("variant") if v not in (NO_DECAY, DECAY_ON_ALL)]
+    taken = table["taken_back"].unstack("regime").loc[names]
+    given = table["given_up"].unstack("regime").loc[names]
+    met = [
+        v
+        for v in names
+        if table.xs(v, level="variant")["meets_goal"].all() and len(taken.loc[v].dropna()) == len(judged)
+    ]
+    goal = f"the goal (at least {GOAL_TAKEN_BACK:.0%} taken back, at most {GOAL_GIVEN_UP:.1%} given up, in {len(judged)} regime(s))"
+    if met:
+        return [f"{goal} is met by: {', '.join(met)}"]
+    lines = [f"no remedy meets {goal}"]
+    cheap = [v for v in names if (given.loc[v] <= GOAL_GIVEN_UP).all()]
+    for label, of in (
+        ("of those that give up next to nothing, the nearest", cheap),
+        ("of all, the nearest by what it takes back", names),
+    ):
+        if of:
+            v = taken.loc[of].min(axis=1).idxmax()
+            shares = "; ".join(f"{r}: {taken.loc[v, r]:.0%} taken back, {given.loc[v, r]:.0%} given up" for r in judged)
+            lines.append(f"{label} is {v!r} ({shares})".replace("inf%", "gains lost where decay bought none,"))
+    return lines
+
+
 def mean_sd(frame: pd.DataFrame, by: str, values: Sequence[str]) -> pd.DataFrame:
     """A table to read: `mean ± sd` over seeds of each of `values`, a row a value of `by`, in the order they come."""
     grouped = frame.groupby(by, sort=False)[list(values)]
     mean, sd = grouped.mean(), grouped.std()
     cells = {v: [f"{a:.3f} ± {b:.3f}" for a, b in zip(mean[v], sd[v], strict=True)] for v in values}
     return pd.DataFrame(cells, index=mean.index).reset_index()
+
+
+def stacked(regimes: Mapping[str, Results], table: str) -> pd.DataFrame:
+    """A table ("totals", "bins", "classes", ...) of several experiments under one another, with the column `regime`."""
+    return pd.concat(
+        [getattr(results, table).assign(regime=name) for name, results in regimes.items()], ignore_index=True
+    )
+
+
+def at_weight_decay(results: Results, weight_decay: float, confidence: float = 0.95) -> pd.DataFrame:
+    """Change from λ = 0 to `weight_decay`, or the largest λ below it that was run, as `mean ± half interval` (nats).
+
+    One row a variant and split: average and token-balanced loss, low- and high-frequency types. Raises ValueError if the
+    experiment has no λ between 0 and `weight_decay`.
+    """
+    run = results.totals["weight_decay"]
+    below = run[(run > 0) & (run <= weight_decay)]  # inf takes the largest
+    if below.empty:
+        raise ValueError(f"the experiment has no λ above 0 and up to {weight_decay:g}; raise the λ compared")
+    classes = results.classes.pivot_table(
+        index=[k for k in metrics.KEYS if k in results.totals], columns="frequency_class", values="loss"
+    )
+    columns = {
+        "average": results.totals.assign(value=results.totals["average_loss"]),
+        "token-balanced": results.totals.assign(value=results.totals["token_balanced_loss"]),
+        **{f"{c}-frequency": classes[c].rename("value").reset_index() for c in ("low", "high")},
+    }
+    rows = {}
+    for name, frame in columns.items():
+        chosen = frame[frame["weight_decay"].isin([0.0, below.max()])]
+        keys = [k for k in metrics.KEYS if k in frame and k != "measure"]
+        rows[name] = paired(chosen[[*keys, "value"]], "value", confidence)
+    first = rows["average"]
+    kept = [k for k in ("variant", "split", "weight_decay", "n_seeds") if k in first]
+    cells = {n: [f"{m:+.3f} ± {h - m:.2g}" for m, h in zip(t["mean"], t["high"], strict=True)] for n, t in rows.items()}
+    return first[kept].assign(**cells)
+
+
+def findings(changes: pd.DataFrame, slopes: pd.DataFrame, weight_decay: float) -> list[str]:
+    """Sentences that the tables of `paired` and `slope_test` support, one a regime and text, harm and help alike."""
+    lines = []
+    for row in slopes.itertuples():
+        here = changes[(changes["regime"] == row.regime) & (changes["split"] == row.split)]
+        low, high = (
+            here[(here["frequency_class"] == c) & (here["weight_decay"] == weight_decay)].iloc[0]
+            for c in ("low", "high")
+        )
+        said = [f"{name} types {_direction(c)}" for name, c in (("low-frequency", low), ("high-frequency", high))]
+        faster = "rise faster with λ than" if row.p_value < 0.05 else "do not rise reliably faster with λ than"
+        first = here[(here["frequency_class"] == "low") & (here["p_value"] < 0.05)]["weight_decay"].min()
+        lines.append(
+            f"{row.regime}, {row.split} text, λ 0 → {weight_decay:g}: {' and '.join(said)}; low-frequency types {faster} high-frequency "
+            f"ones (slopes {row.low:+.3f} and {row.high:+.3f}, p = {row.p_value:.2g}, {row.n_seeds} seeds); smallest λ with a change "
+            f"beyond seeds: {'none' if np.isnan(first) else f'{first:g}'}"
+        )
+    return lines
+
+
+def _direction(change: pd.Series) -> str:
+    verb = "lose" if change["mean"] > 0 else "gain"
+    sure = "" if change["low"] * change["high"] > 0 else ", within what seeds differ by"
+    return f"{verb} {abs(change['mean']):.3f} nats ({change['low']:+.3f} to {change['high']:+.3f}{sure})"

@@ -130,7 +130,10 @@ def evaluate(p: EvaluationParams) -> Path:
 def _evaluate(p: EvaluationParams, directory: Path) -> None:
     corpus = tokenize_corpus(p)
     model = load_model(directory / "model", len(corpus.tokenizer)).to(training.device(p))
-    data: dict[str, Dataset] = {"training": training.training_blocks(p, corpus), "held-out": training.heldout_blocks(p, corpus)}
+    data: dict[str, Dataset] = {
+        "training": training.training_blocks(p, corpus),
+        "held-out": training.heldout_blocks(p, corpus),
+    }
     vocab_size = model.config.vocab_size
     n_train = target_counts(data["training"].labels.numpy(), vocab_size)
     if p.max_evaluated_train_blocks:

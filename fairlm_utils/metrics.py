@@ -302,7 +302,7 @@ def changes(frame: pd.DataFrame, value: str, base: float = 0.0) -> pd.DataFrame:
 
 def table_1(frame: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     """Table 1 of the paper: one row a model, split and λ, `mean ± sd` over seeds of each measure of a totals table."""
-    keys = [key for key in ("model", "split", "weight_decay") if key in frame.columns]
+    keys = [key for key in ("model", "variant", "split", "weight_decay") if key in frame.columns]
     grouped = frame.groupby(keys, sort=False)[list(measures)]
     mean, sd = grouped.mean(), grouped.std()
     cells = {

@@ -1,4 +1,4 @@
-"""The whole pipeline of an experiment file: notebooks 01 to 05, tables, verdicts and a report.
+"""The whole pipeline of an experiment file: its notebooks, tables, verdicts and a report.
 
 python -m fairlm_utils.reproduce params/quick.yaml
 """
@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from papermill.exceptions import PapermillExecutionError
 from tabulate import tabulate
@@ -64,13 +65,56 @@ def reproduce(
     inputs = sorted(
         (d.name, (d / "tables" / "totals.csv").read_text(encoding="utf-8")) for d in runs.finished_runs(folder)
     )
-    for name in ("04_figures", "05_theory"):
-        done[name.replace("_", " ")] = _notebook(name, folder, {**single, "results": str(folder)}, json.dumps(inputs))
-
     results = runs.load_results(folder)
+    single |= {"results": str(folder), "remedy_results": [str(folder)]}
+    for name in _notebooks_of(results):
+        done[name.replace("_", " ")] = _notebook(name, folder, single, json.dumps(inputs))
+
     if save_results:
         _save(results, Path(save_results), f"make results PARAMS={file}")
     return _conclude(file, folder, results, done)
+
+
+def _notebooks_of(results: runs.Results) -> tuple[str, ...]:
+    """The notebooks that show an experiment: the paper's figures, or remedies; none for other variants."""
+    if "variant" not in results.totals:
+        return ("04_figures", "05_theory")
+    return ("07_remedies",) if _has_references(results) else ()
+
+
+def _has_references(results: runs.Results) -> bool:
+    from fairlm_utils.comparisons import DECAY_ON_ALL, NO_DECAY
+
+    return {NO_DECAY, DECAY_ON_ALL} <= set(results.totals["variant"])
+
+
+def _tables(results: runs.Results) -> dict[str, pd.DataFrame]:
+    """What an experiment says, by heading: verdicts on the claims, or what its variants change; and Table 1."""
+    from fairlm_utils import claims, comparisons, metrics
+
+    table_1 = metrics.table_1(results.totals, TABLE_1)
+    if "variant" not in results.totals:
+        return {"Claims": claims.claims(results).drop(columns="model"), "Table 1": table_1}
+    if not _has_references(results):
+        return {"Change from λ = 0": comparisons.at_weight_decay(results, np.inf), "Table 1": table_1}
+    numbers = comparisons.remedy_numbers(results)
+    cost = comparisons.cost_split(numbers)
+    judged = comparisons.judge_remedies(numbers, cost).round(3)
+    four = ("training_balanced", "heldout_average", "heldout_balanced", "heldout_rarest", "training_rarest")
+    return {
+        f"Remedies (decay costs the rarest types on {cost} text)": judged,
+        "Four numbers": comparisons.mean_sd(numbers, "variant", four),
+        "Table 1": table_1,
+    }
+
+
+def _picture(results: runs.Results) -> Any:
+    from fairlm_utils import charts, comparisons, metrics
+
+    if "variant" in results.totals and _has_references(results):
+        points = comparisons.remedy_points(comparisons.remedy_numbers(results), results.params["variants"])
+        return charts.pareto(points.assign(regime=results.params["experiment"]))
+    return charts.by_bin(metrics.over_seeds(results.bins, "loss"))
 
 
 def _check_models(points: Sequence[EvaluationParams]) -> None:
@@ -90,25 +134,21 @@ def _check_configs(asked: Sequence[tuple[str, int, int]]) -> None:
 def _save(results: runs.Results, folder: Path, command: str) -> None:
     """The small tables for committing, with a page that shows them and the figure of loss by frequency."""
     from fairlm_utils import charts
-    from fairlm_utils.claims import claims
-    from fairlm_utils.metrics import over_seeds, table_1
 
     runs.write_results(results, folder, command)
-    picture, *_ = charts.png(charts.by_bin(over_seeds(results.bins, "loss")))
-    tables = {"Claims": claims(results).drop(columns="model"), "Table 1": table_1(results.totals, TABLE_1)}
+    chart = _picture(results)
+    picture, *_ = charts.png(chart)
+    name = "remedies.png" if "variant" in results.totals and _has_references(results) else "loss_by_frequency.png"
     lines = [
         f"# {results.params['experiment']}",
         f"Made by `{command}` at commit {', '.join(results.provenance['git_commits'])}.",
         f"Scale: {results.scale}.",
+        "Losses in nats; intervals are 95 % Student-t intervals over seeds, claims and changes mean ± half of one; other ± are "
+        "standard deviations over seeds.",
+        f"![{chart.description}]({name})",
     ]
-    lines += [
-        "Losses in nats; claims: mean ± half a 95 % Student-t interval over seeds; Table 1: mean ± sd over seeds."
-    ]
-    lines += [
-        "![Loss by frequency of the type, training and held-out text, one curve a weight decay](loss_by_frequency.png)"
-    ]
-    lines += [f"## {name}\n\n{markdown(table)}" for name, table in tables.items()]
-    for name, content in {"loss_by_frequency.png": picture, "README.md": ("\n\n".join(lines) + "\n").encode()}.items():
+    lines += [f"## {title}\n\n{markdown(table)}" for title, table in _tables(results).items()]
+    for name, content in {name: picture, "README.md": ("\n\n".join(lines) + "\n").encode()}.items():
         with runs.atomic_path(folder / name) as temporary:
             temporary.write_bytes(content)
 
@@ -151,25 +191,24 @@ def _run_title(p: EvaluationParams, notebook: str) -> str:
 
 
 def _conclude(file: str | Path, folder: Path, results: runs.Results, done: dict[str, Path]) -> Path:
-    from fairlm_utils.claims import claims
-    from fairlm_utils.metrics import table_1
     from fairlm_utils.report import write_report
 
-    table = table_1(results.totals, TABLE_1)
-    verdicts = claims(results)
-    shown = verdicts.drop(columns=["rule"])
-    print(f"\nTable 1 ({results.scale}; mean ± sd over seeds)")
-    print(tabulate(table, headers="keys", showindex=False))
-    print("\nClaims (mean ± half width of the 95 % Student-t interval over seeds)")
-    print(tabulate(shown, headers="keys", showindex=False, maxcolwidths=[12, 42, 16, 20, 36, 16]))
+    tables = _tables(results)
+    print(
+        f"\n{results.scale}; losses in nats; mean ± sd over seeds, or ± half a 95 % Student-t interval where compared"
+    )
+    for name, table in reversed(tables.items()):
+        widths = [12, 42, 16, 20, 36, 16] if name == "Claims" else None
+        print(f"\n{name}")
+        print(
+            tabulate(table.drop(columns="rule", errors="ignore"), headers="keys", showindex=False, maxcolwidths=widths)
+        )
     lines = [
         "Weight decay and the loss of low-frequency tokens: claims of arXiv 2410.11985 checked on models trained by this command.",
         f"Scale: {results.scale}. Experiment file: {file}. Losses in nats, mean ± sd over seeds.",
     ]
-    tables = {"Claims": verdicts, "Table 1": table}
-    return write_report(
-        folder / "report", f"The Fair Language Model Paradox: {results.params['experiment']}", lines, tables, done
-    )
+    title = f"The Fair Language Model Paradox: {results.params['experiment']}"
+    return write_report(folder / "report", title, lines, tables, done)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -256,7 +256,10 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _shared_params(directories: list[Path]) -> dict[str, Any]:
-    """What all runs share; runs of one variant may differ in `AXES` alone, those of two in any parameter."""
+    """What all runs share, and under `variants` what each variant has of its own.
+
+    Runs of one variant may differ in `AXES` alone, those of two in any parameter.
+    """
     shared: dict[str, Any] = {}
     of_variant: dict[str, tuple[Path, dict[str, Any]]] = {}
     for directory in directories:
@@ -270,7 +273,12 @@ def _shared_params(directories: list[Path]) -> dict[str, Any]:
                 "of different settings are not mixed; remove the runs you do not want or use another experiment name"
             )
         shared = {k: v for k, v in (shared or fixed).items() if fixed.get(k) == v}
-    return {**shared, "experiment": params["experiment"]}
+    shared["experiment"] = params["experiment"]
+    if set(of_variant) != {""}:
+        shared["variants"] = {
+            n: {k: v for k, v in known.items() if k not in shared} for n, (_, known) in of_variant.items()
+        }
+    return shared
 
 
 def _shared_provenance(directories: list[Path]) -> dict[str, Any]:

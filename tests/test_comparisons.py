@@ -1,0 +1,122 @@
+"""Statistics over seeds against numbers that can be computed by hand or by scipy."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from fairlm_utils import comparisons
+from fairlm_utils.runs import Results
+
+
+def classes(low_slope=2.0, high_slope=0.5, noise=0.1, seeds=3) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            {
+                "model": "m", "weight_decay": w, "seed": s, "split": "training", "frequency_class": c,
+                "loss": 1 + slope * w + noise * rng.normal() * (w > 0),
+            }
+            for s in range(seeds) for w in (0.0, 0.5, 1.0, 2.0)
+            for c, slope in (("low", low_slope), ("high", high_slope))
+        ]
+    )  # fmt: skip
+
+
+def test_paired_differences_are_those_of_scipy():
+    frame = classes()
+    found = comparisons.paired(frame, "loss").set_index(["frequency_class", "weight_decay"]).loc[("low", 1.0)]
+    low = frame[frame["frequency_class"] == "low"].pivot(index="seed", columns="weight_decay", values="loss")
+    expected = stats.ttest_rel(low[1.0], low[0.0])
+    interval = expected.confidence_interval(0.95)
+    assert found["p_value"] == pytest.approx(expected.pvalue)
+    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
+
+
+def test_slopes_without_noise_are_exact_and_their_test_turns_with_the_claim():
+    exact = comparisons.slope_test(classes(noise=1e-6)).iloc[0]
+    assert (exact["low"], exact["high"]) == pytest.approx((2.0, 0.5), abs=1e-4) and exact["p_value"] < 1e-6
+    assert exact["n_weight_decays"] == 3  # λ = 2 is beyond the range of the test
+    turned = comparisons.slope_test(classes(low_slope=0.5, high_slope=2.0)).iloc[0]
+    assert turned["p_value"] > 0.95 and turned["difference_high"] < 0
+    one = comparisons.slope_test(classes(seeds=1)).iloc[0]
+    assert np.isnan(one["p_value"]) and one["n_seeds"] == 1
+    with pytest.raises(ValueError, match="two values"):
+        comparisons.slope_test(classes(), largest=0.1)
+
+
+def bins() -> pd.DataFrame:
+    rows = []
+    for s in (0, 1, 2):
+        for w, rare, frequent in ((0.0, 5.0, 3.0), (0.1, 4.0 + 0.1 * s, 3.0), (1.0, 6.0, 3.5)):
+            for b, low, n, loss in (("1–2", 1, 30, rare), ("3–8", 3, 70, frequent)):
+                key = {"model": "m", "weight_decay": w, "seed": s, "bin": b, "bin_low": low, "n_types": n}
+                rows += [
+                    {**key, "split": split, "loss": loss + (split == "held-out")} for split in ("training", "held-out")
+                ]
+    return pd.DataFrame(rows)
+
+
+def test_the_best_weight_decay_of_a_bin_and_its_gain():
+    best = comparisons.best_weight_decay(bins()).set_index(["split", "bin"])
+    rare = best.loc[("held-out", "1–2")]
+    assert rare["weight_decay"] == 0.1 and rare["gain"] == pytest.approx(0.9) and rare["gain_low"] > 0
+    assert best.loc[("held-out", "3–8"), ["weight_decay", "gain"]].tolist() == [0.0, 0.0]
+
+
+def test_the_rarest_bins_hold_a_share_of_the_types():
+    assert comparisons.rarest_bins(bins()) == ["1–2"] and comparisons.rarest_bins(bins(), 0.5) == ["1–2", "3–8"]
+    both = comparisons.rare_loss(bins()).query("weight_decay == 0 and seed == 0 and split == 'training'")
+    assert both["loss"].item() == 5.0
+
+
+def remedies(**change) -> pd.DataFrame:
+    """No decay: rarest 1, held-out 10; decay on all: rarest 3, held-out 8."""
+    rows = []
+    for seed in (0, 1, 2):
+        for variant, rarest, heldout in (
+            ("no decay", 1.0, 10.0),
+            ("decay on all", 3.0, 8.0),
+            ("x", 1.1, 8.005),
+            ("y", 2.0, 8.5),
+        ):
+            rows.append({"variant": variant, "seed": seed, "training_rarest": rarest, "heldout_rarest": heldout + rarest,
+                         "heldout_average": heldout + 0.001 * seed})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_remedies_are_judged_between_no_decay_and_decay_on_all():
+    judged = comparisons.judge_remedies(remedies(), "training").set_index("variant")
+    assert judged["taken_back"].tolist() == pytest.approx([1.0, 0.0, 0.95, 0.5])
+    assert judged["given_up"].tolist() == pytest.approx([1.0, 0.0, 0.0025, 0.25])
+    assert judged["meets_goal"].tolist() == [False, False, True, False]
+    worse = remedies().assign(heldout_average=lambda f: f["heldout_average"].where(f["variant"] != "no decay", 7.0))
+    bought_nothing = comparisons.judge_remedies(worse, "training").set_index("variant")
+    assert np.isinf(bought_nothing.loc["x", "given_up"]) and bought_nothing.loc["no decay", "given_up"] == 0
+    with pytest.raises(ValueError, match="no decay"):
+        comparisons.judge_remedies(remedies().query("variant != 'no decay'"), "training")
+
+
+def test_the_four_numbers_come_from_the_tables():
+    totals = pd.DataFrame(
+        [
+            {"variant": v, "seed": 0, "split": s, "average_loss": a, "token_balanced_loss": a + 1}
+            for v in ("no decay", "decay on all") for s, a in (("training", 1.0), ("held-out", 2.0))
+        ]
+    )  # fmt: skip
+    b = pd.concat([bins().query("weight_decay == 0").assign(variant=v) for v in ("no decay", "decay on all")])
+    empty = pd.DataFrame()
+    numbers = comparisons.remedy_numbers(Results(totals, b.query("seed == 0"), empty, empty, empty, empty, {}, {}))
+    row = numbers.iloc[0]
+    assert (row["training_balanced"], row["heldout_average"], row["heldout_balanced"]) == (2.0, 2.0, 3.0)
+    assert (row["training_rarest"], row["heldout_rarest"]) == (5.0, 6.0)
+
+
+def test_findings_say_harm_help_and_doubt():
+    frame = pd.concat(
+        [classes().assign(regime="r"), classes().assign(regime="r", split="held-out", loss=1.0)], ignore_index=True
+    )
+    frame.loc[frame["split"] == "held-out", "loss"] -= 0.1 * frame["weight_decay"] * (1 + 0.1 * frame["seed"])
+    changes = comparisons.paired(frame, "loss")
+    harm, gain = comparisons.findings(changes, comparisons.slope_test(frame), 1.0)
+    assert "low-frequency types lose" in harm and "rise faster" in harm and "gain" in gain and "do not rise" in gain
