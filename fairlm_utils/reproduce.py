@@ -138,17 +138,17 @@ def _save(results: runs.Results, folder: Path, command: str) -> None:
     runs.write_results(results, folder, command)
     chart = _picture(results)
     picture, *_ = charts.png(chart)
-    name = "remedies.png" if "variant" in results.totals and _has_references(results) else "loss_by_frequency.png"
+    file = "remedies.png" if "variant" in results.totals and _has_references(results) else "loss_by_frequency.png"
     lines = [
         f"# {results.params['experiment']}",
         f"Made by `{command}` at commit {', '.join(results.provenance['git_commits'])}.",
         f"Scale: {results.scale}.",
         "Losses in nats; intervals are 95 % Student-t intervals over seeds, claims and changes mean ± half of one; other ± are "
         "standard deviations over seeds.",
-        f"![{chart.description}]({name})",
+        f"![{chart.description}]({file})",
     ]
     lines += [f"## {title}\n\n{markdown(table)}" for title, table in _tables(results).items()]
-    for name, content in {name: picture, "README.md": ("\n\n".join(lines) + "\n").encode()}.items():
+    for name, content in {file: picture, "README.md": ("\n\n".join(lines) + "\n").encode()}.items():
         with runs.atomic_path(folder / name) as temporary:
             temporary.write_bytes(content)
 
