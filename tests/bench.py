@@ -18,9 +18,10 @@ import pandas as pd
 import torch
 from tabulate import tabulate
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, PrinterCallback, Qwen2Config, Trainer, TrainerCallback, TrainingArguments
 
-from fairlm_utils import corpora, evaluation, params, runs, tokenization, training
+from fairlm_utils import corpora, cost, evaluation, params, runs, tokenization, training
+from fairlm_utils.callback import TokenFrequencyCallback
 from fairlm_utils.models import build_model, weight_decay_groups
 from fairlm_utils.token_loss import TokenSums, record_token_loss, shifted_targets
 
@@ -159,7 +160,55 @@ def bench_training(steps: int) -> list[list]:
             *ratio(lambda: train_bare(s), lambda: train_with_trainer(s, True)),
             "≥ 0.95",
         ],
+        [
+            "stock Trainer with TokenFrequencyCallback ÷ without",
+            *ratio(lambda: train_stock(s, True), lambda: train_stock(s, False)),
+            "≤ 1.02",
+        ],
     ]
+
+
+def train_stock(s: Setting, watched: bool) -> float:
+    """A stock Trainer on the same model and batches, with TokenFrequencyCallback or without."""
+    model, watch = s.model(), Stopwatch()
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            folder, max_steps=s.p.steps, per_device_train_batch_size=s.p.batch_size, logging_steps=10, use_cpu=True,
+            save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
+        )  # fmt: skip
+        trainer = Trainer(model, args, train_dataset=s.data, callbacks=[watch])
+        trainer.remove_callback(PrinterCallback)
+        if watched:
+            TokenFrequencyCallback(trainer)
+        trainer.train()
+    return watch.elapsed
+
+
+def bench_cost() -> list[list]:
+    """FLOP/s of training, counted by the cost function, against those of a large matrix product: the utilisation it assumes."""
+    a = torch.randn(1024, 1024)
+    rows = []
+    for width in (256, 512):
+        sizes = dict(hidden_size=width, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4)
+        config = Qwen2Config(**sizes, intermediate_size=4 * width, vocab_size=8_000, tie_word_embeddings=True)
+        model, n_tokens = AutoModelForCausalLM.from_config(config), 4 * 128
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        ids = torch.randint(0, 8_000, (4, 128))
+        n_products = round(cost.flops_per_token(config, 128) * n_tokens / (2 * 1024**3))
+
+        def products(n: int = n_products) -> None:
+            for _ in range(n):
+                a @ a
+
+        def step(model=model, optimizer=optimizer, ids=ids) -> None:
+            with record_token_loss(model, None):
+                model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        name = f"matrix products of as many FLOPs as the cost function predicts ÷ training step, width {width}"
+        rows.append([name, *ratio(products, step), "the utilisation"])
+    return rows
 
 
 def bench_evaluation() -> list[list]:
@@ -214,7 +263,7 @@ def main() -> None:
     os.environ["TQDM_DISABLE"] = "1"
     runs.enter_project()
     torch.set_num_threads(1)
-    rows = bench_training(options.steps) + bench_evaluation() + bench_accumulation(32_005)
+    rows = bench_training(options.steps) + bench_cost() + bench_evaluation() + bench_accumulation(32_005)
     if options.imdb:
         rows += bench_tokenizing(options.imdb, options.documents)
     else:
