@@ -268,7 +268,7 @@ class GeneralizationParams(Parameters):
         ["results/quick", "results/contexts", "results/imdb-small", "results/imdb-onepass"],
         description="results at other corpora, contexts and scales",
     )
-    compared_weight_decay: float = Field(0.5, gt=0, description="λ compared with λ = 0 where one is singled out")
+    compared_weight_decay: float = Field(0.5, gt=0, description="λ compared with none where one is singled out")
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
 
 
@@ -287,7 +287,7 @@ class AuditParams(CorpusParams):
     """Parameters of `08_audit`."""
 
     audited_model: str = Field(
-        "", description="Hub id or local folder of a causal LM; empty audits models of 02_training at λ = 0.5 and 0"
+        "", description="Hub id or local folder of a causal LM; empty audits two models of 02_training"
     )
     reference_model: str = Field("", description="a second model to compare with, empty for none")
     counts_file: str = Field(

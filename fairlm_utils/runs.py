@@ -6,10 +6,15 @@
 
 Every file is written beside its place and moved there, so that a file that exists is whole. The last file a stage
 writes says that the stage is finished: `provenance.json` for training, `tables/totals.csv` for evaluation.
+
+python -m fairlm_utils.runs show RUN_DIR        # what is needed to repeat a run
+python -m fairlm_utils.runs repeat RUN_DIR      # train and evaluate it again elsewhere, and compare
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,7 +22,8 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +34,7 @@ import pandas as pd
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from fairlm_utils.params import TrainingParams
+from fairlm_utils.params import EvaluationParams, ParameterError, TrainingParams
 
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -322,3 +328,68 @@ def check_experiment(points: list[Any]) -> None:
                 f"{folder} holds runs that differ from this experiment in {', '.join(differing)}; remove the folder or set "
                 "another `experiment` name"
             )
+
+
+def file_digests(directory: str | Path) -> dict[str, str]:
+    """SHA-256 of every file that a run's results are: weights, learning curves, per-token tables and small tables."""
+    directory = Path(directory)
+    patterns = ("model/*.safetensors", "learning_curves.safetensors", "tokens_*.parquet", "tables/*.csv")
+    paths = sorted(path for pattern in patterns for path in directory.glob(pattern))
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def repeat(directory: str | Path) -> dict[str, bool]:
+    """Train and evaluate a finished run again in a temporary folder: whether each file has the same bits.
+
+    Raises RunError if the run is not finished or its parameters are of another version of this package.
+    """
+    from fairlm_utils.evaluation import evaluate
+
+    directory = Path(directory)
+    before = file_digests(directory)
+    if "tables/totals.csv" not in before:
+        raise RunError(f"{directory}: no finished run to repeat; name a folder RUNS_DIR/EXPERIMENT/RUN_ID")
+    values = read_json(directory / "params.json")
+    values = {**EvaluationParams().model_dump(), **values}
+    known = EvaluationParams.check(
+        {k: v for k, v in values.items() if k in EvaluationParams.model_fields}, str(directory)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        after = file_digests(evaluate(known.model_copy(update={"runs_dir": folder})))
+    return {name: after.get(name) == digest for name, digest in before.items()}
+
+
+def show(directory: str | Path) -> str:
+    """Parameters, provenance and file digests of a run, as text."""
+    directory = Path(directory)
+    parts = {
+        "parameters": read_json(directory / "params.json"),
+        "provenance": read_json(directory / "provenance.json"),
+        "sha256": file_digests(directory),
+    }
+    return json.dumps(parts, indent=2, ensure_ascii=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Show what is needed to repeat a run, or repeat it and compare bit by bit."""
+    parser = argparse.ArgumentParser(prog="python -m fairlm_utils.runs", description=main.__doc__)
+    parser.add_argument("command", choices=["show", "repeat"])
+    parser.add_argument("run", help="folder of a run, RUNS_DIR/EXPERIMENT/RUN_ID")
+    options = parser.parse_args(arguments)
+    directory = Path(options.run).resolve()
+    enter_project()
+    try:
+        if options.command == "show":
+            print(show(directory))
+            return 0
+        same = repeat(directory)
+    except (RunError, ParameterError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, equal in same.items():
+        print(f"{'the same bits' if equal else 'DIFFERS      '}  {name}")
+    return 0 if all(same.values()) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

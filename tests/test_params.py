@@ -131,3 +131,29 @@ def test_the_parameters_cell_repeats_its_class(name):
 
 def test_every_notebook_has_its_parameters():
     assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} == set(params.NOTEBOOKS)
+
+
+def test_variants_are_runs_with_names():
+    points = params.expand({"seed": [0, 1], "variants": {"a": {}, "b": {"dropout": 0.1, "weight_decay": 1.0}}})
+    assert [(p.seed, p.variant, p.dropout) for p in points] == [(0, "a", 0), (0, "b", 0.1), (1, "a", 0), (1, "b", 0.1)]
+
+
+@pytest.mark.parametrize(
+    "variants, said",
+    [
+        ({"a": {"droput": 0.1}}, "did you mean dropout"),
+        ({"a": {"dropout": 2}}, "dropout"),
+        ({"a": 1}, "must map names"),
+        ([1], "must map names"),
+        ({}, "must map names"),
+        ({"a": {}, "b": {}}, "repeats"),
+    ],
+)
+def test_bad_variants_are_refused(variants, said):
+    with pytest.raises(ParameterError, match=said):
+        params.expand({"variants": variants})
+
+
+def test_variants_given_to_one_notebook_say_what_to_do():
+    with pytest.raises(ParameterError, match="make reproduce"):
+        TrainingParams.from_namespace({"variants": {"a": {}}})

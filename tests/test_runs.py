@@ -1,5 +1,6 @@
 """Run directories: whole files or none, no mixtures, clear errors."""
 
+import json
 import multiprocessing
 import time
 
@@ -81,3 +82,32 @@ def test_a_folder_without_results_says_what_to_do(tmp_path):
 
 def test_provenance_names_a_commit_or_says_unknown():
     assert runs.git_commit() == "unknown" or len(runs.git_commit().removesuffix("+changes")) == 12
+
+
+def test_a_run_is_shown_and_repeated_to_the_same_bits_and_a_difference_is_found(miniature, capsys):
+    p = miniature(experiment="repeat", steps=4, window_steps=2)
+    run = evaluation.evaluate(p)
+    capsys.readouterr()
+    assert runs.main(["show", str(run)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (
+        shown["parameters"]["steps"] == 4 and "torch" in shown["provenance"]["packages"] and len(shown["sha256"]) >= 8
+    )
+    assert runs.main(["repeat", str(run)]) == 0
+    assert "DIFFERS" not in capsys.readouterr().out
+    table = run / "tables" / "bins.csv"
+    table.write_text(table.read_text().replace("0", "1", 1))
+    assert runs.main(["repeat", str(run)]) == 1
+    assert "DIFFERS        tables/bins.csv" in capsys.readouterr().out
+    assert runs.main(["repeat", str(run.parent)]) == 2
+
+
+def test_variants_may_differ_and_the_results_say_in_what(miniature):
+    for variant, dropout in (("plain", 0.0), ("dropped", 0.2)):
+        evaluation.evaluate(miniature(experiment="variants", steps=2, window_steps=2, variant=variant, dropout=dropout))
+    folder = runs.run_dir(miniature(experiment="variants")).parent
+    results = runs.load_results(folder)
+    assert results.params["variants"]["dropped"] == {"dropout": 0.2} and "dropout" not in results.params
+    assert set(results.bins["variant"]) == {"plain", "dropped"} and "2 variants" in results.scale
+    with pytest.raises(runs.RunError, match="variant"):
+        runs.check_experiment([miniature(experiment="variants", variant="plain", steps=2)])

@@ -97,3 +97,23 @@ def test_bad_files_end_in_one_clear_error_before_anything_runs(tmp_path, capsys,
 def test_outcomes_are_counted(capsys):
     sweep.report_outcomes([Outcome("a", "finished"), Outcome("b", "finished"), Outcome("c", "reused")])
     assert "2 finished, 1 reused" in capsys.readouterr().out
+
+
+def test_an_experiment_on_remedies_ends_with_their_table_and_picture(miniature, tmp_path, capsys):
+    values = miniature(experiment="remedies", steps=4, window_steps=2, weight_decay=1.0).model_dump()
+    del values["variant"]
+    values |= {
+        "seed": [0, 1],
+        "variants": {
+            "no decay": {"weight_decay": 0.0},
+            "decay on all": {},
+            "when seen": {"embedding_decay": "when-seen"},
+        },
+    }
+    path = tmp_path / "remedies.yaml"
+    path.write_text(yaml.safe_dump(values))
+    page = reproduce.reproduce(path, save_results=str(tmp_path / "r"))
+    assert "taken_back" in capsys.readouterr().out and "when seen" in page.read_text(encoding="utf-8")
+    assert any("07-remedies" in p.name for p in page.parent.glob("*.html"))
+    assert (tmp_path / "r" / "remedies.png").stat().st_size > 10_000
+    assert "Four numbers" in (tmp_path / "r" / "README.md").read_text(encoding="utf-8")
