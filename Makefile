@@ -19,7 +19,7 @@ setup: .venv/installed ## make .venv and install requirements.txt, in the versio
 .venv/installed: requirements.txt requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]' -c requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray,browser]' -c requirements.lock
 	touch $@
 
 reproduce: setup ## run all notebooks on PARAMS: table, verdicts and an HTML report; run again to continue

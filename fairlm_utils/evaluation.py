@@ -172,11 +172,13 @@ def _write_tables(
         runs.write_table(
             directory / "tables" / f"{name}.csv", frame[first + [c for c in frame.columns if c not in first]]
         )
+    runs.seal(directory)
 
 
 def read_token_table(directory: str | Path, split: str) -> pd.DataFrame:
     """The per-token table of a run on a split, "training" or "held-out"."""
     path = Path(directory) / f"tokens_{split}.parquet"
+    runs.check_seal(directory, path.name)
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:

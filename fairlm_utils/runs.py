@@ -14,6 +14,7 @@ python -m fairlm_utils.runs repeat RUN_DIR      # train and evaluate it again el
 from __future__ import annotations
 
 import argparse
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -23,7 +24,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,9 @@ PACKAGES = (
     "papermill",
 )
 TABLES = ("totals", "bins", "classes", "kinds", "reliability", "curves")
+#: What a run's results are: weights, learning curves, per-token tables and small tables.
+RESULT_FILES = ("model/*.safetensors", "learning_curves.safetensors", "tokens_*.parquet", "tables/*.csv")
+SEAL = "sha256.json"
 #: Parameters that differ between the runs of one experiment; all others must agree, but between variants.
 AXES = ("model", "variant", "weight_decay", "seed")
 
@@ -230,14 +234,17 @@ def load_results(folder: str | Path) -> Results:
     """
     folder = Path(folder)
     if (folder / "experiment.json").exists():
-        tables = {name: _read_csv(folder / f"{name}.csv") for name in TABLES}
-        return Results(**tables, **read_json(folder / "experiment.json"))
+        known = read_json(folder / "experiment.json")
+        verify(folder, known.pop("sha256", {}), "restore it, or make it again by the command in its README.md")
+        return Results(**{name: _read_csv(folder / f"{name}.csv") for name in TABLES}, **known)
     finished = finished_runs(folder)
     if not finished:
         raise RunError(
             f"{folder}: no result tables and no finished runs; run `make reproduce`, or set `results` to a folder of results/"
         )
     params = _shared_params(finished)
+    for directory in finished:
+        check_seal(directory, "tables/")
     tables = {
         name: pd.concat([_read_csv(d / "tables" / f"{name}.csv") for d in finished], ignore_index=True)
         for name in TABLES
@@ -304,10 +311,9 @@ def write_results(results: Results, folder: str | Path, command: str) -> None:
     """Write an experiment's small tables to a folder of `results/`, with the command that makes them."""
     for name in TABLES:
         write_table(Path(folder) / f"{name}.csv", getattr(results, name))
-    write_json(
-        Path(folder) / "experiment.json",
-        {"params": results.params, "provenance": {**results.provenance, "command": command}},
-    )
+    known = {"params": results.params, "provenance": {**results.provenance, "command": command}}
+    tables = [f"{name}.csv" for name in TABLES]
+    write_json(Path(folder) / "experiment.json", {**known, "sha256": digests(folder, tables)})
 
 
 def check_experiment(points: list[Any]) -> None:
@@ -330,12 +336,34 @@ def check_experiment(points: list[Any]) -> None:
             )
 
 
-def file_digests(directory: str | Path) -> dict[str, str]:
-    """SHA-256 of every file that a run's results are: weights, learning curves, per-token tables and small tables."""
+def digests(directory: str | Path, patterns: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of the files of a folder that match any of the glob `patterns`, by their path in it."""
     directory = Path(directory)
-    patterns = ("model/*.safetensors", "learning_curves.safetensors", "tokens_*.parquet", "tables/*.csv")
-    paths = sorted(path for pattern in patterns for path in directory.glob(pattern))
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    found = {}
+    for path in sorted(path for pattern in patterns for path in directory.glob(pattern) if path.is_file()):
+        with open(path, "rb") as file:
+            found[str(path.relative_to(directory))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def verify(directory: str | Path, recorded: Mapping[str, str], remedy: str) -> None:
+    """Raise RunError naming the first recorded file that is missing or no longer has its digest, and what to do."""
+    directory = Path(directory)
+    for name, digest in recorded.items():
+        if digests(directory, [glob.escape(name)]).get(name) != digest:
+            raise RunError(f"{directory / name}: is missing or damaged (its SHA-256 is not the recorded one); {remedy}")
+
+
+def seal(directory: str | Path) -> None:
+    """Record the digests of a finished run's results in its sha256.json."""
+    write_json(Path(directory) / SEAL, digests(directory, RESULT_FILES))
+
+
+def check_seal(directory: str | Path, part: str = "") -> None:
+    """Raise RunError if a file of a sealed run whose name begins with `part` is damaged; an unsealed run passes."""
+    if (Path(directory) / SEAL).exists():
+        recorded = {k: v for k, v in read_json(Path(directory) / SEAL).items() if k.startswith(part)}
+        verify(directory, recorded, "remove the run's folder and run again")
 
 
 def repeat(directory: str | Path) -> dict[str, bool]:
@@ -346,7 +374,7 @@ def repeat(directory: str | Path) -> dict[str, bool]:
     from fairlm_utils.evaluation import evaluate
 
     directory = Path(directory)
-    before = file_digests(directory)
+    before = digests(directory, RESULT_FILES)
     if "tables/totals.csv" not in before:
         raise RunError(f"{directory}: no finished run to repeat; name a folder RUNS_DIR/EXPERIMENT/RUN_ID")
     values = read_json(directory / "params.json")
@@ -355,7 +383,7 @@ def repeat(directory: str | Path) -> dict[str, bool]:
         {k: v for k, v in values.items() if k in EvaluationParams.model_fields}, str(directory)
     )
     with tempfile.TemporaryDirectory() as folder:
-        after = file_digests(evaluate(known.model_copy(update={"runs_dir": folder})))
+        after = digests(evaluate(known.model_copy(update={"runs_dir": folder})), RESULT_FILES)
     return {name: after.get(name) == digest for name, digest in before.items()}
 
 
@@ -365,7 +393,7 @@ def show(directory: str | Path) -> str:
     parts = {
         "parameters": read_json(directory / "params.json"),
         "provenance": read_json(directory / "provenance.json"),
-        "sha256": file_digests(directory),
+        "sha256": digests(directory, RESULT_FILES),
     }
     return json.dumps(parts, indent=2, ensure_ascii=False)
 

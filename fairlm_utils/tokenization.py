@@ -96,10 +96,13 @@ def _make(p: TokenizationParams, directory: Path) -> None:
             with runs.atomic_path(directory / f"{name}.npy") as temporary, open(temporary, "wb") as file:
                 np.save(file, array)
         meta[split] = {"n_documents": len(starts), "n_characters": sum(map(len, documents)), "n_tokens": len(ids)}
+    meta["sha256"] = runs.digests(directory, ["*.npy", "tokenizer/*"])
     runs.write_json(directory / "meta.json", meta)  # last: it says that the others are whole
 
 
 def _load(directory: Path) -> TokenizedCorpus:
+    meta = runs.read_json(directory / "meta.json")
+    runs.verify(directory, meta.pop("sha256", {}), "remove its folder to tokenize again")
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer", trust_remote_code=False)
         arrays = {
@@ -110,7 +113,7 @@ def _load(directory: Path) -> TokenizedCorpus:
         raise runs.RunError(
             f"{directory}: the tokenized corpus cannot be read ({error}); remove the folder to make it again"
         ) from error
-    return TokenizedCorpus(tokenizer=tokenizer, **arrays, meta=runs.read_json(directory / "meta.json"))
+    return TokenizedCorpus(tokenizer=tokenizer, **arrays, meta=meta)
 
 
 def train_bpe(documents: Sequence[str], vocab_size: int, pre_tokenizer: str = "byte-level") -> PreTrainedTokenizerFast:

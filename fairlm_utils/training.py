@@ -107,7 +107,11 @@ class RecordTokenLoss(TrainerCallback):
         if args.should_save:
             directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self.save(directory / CURVES, open_window)
-            runs.write_json(directory / _COMPLETE, {"step": state.global_step})
+            # a sharded checkpoint is written by all processes, not all of which are done by now
+            files = [] if args.fsdp else ["*"]
+            runs.write_json(
+                directory / _COMPLETE, {"step": state.global_step, "sha256": runs.digests(directory, files)}
+            )
 
     def save(self, path: Path, open_window: np.ndarray | None = None) -> None:
         """Write the closed windows, and the open one if given, as safetensors."""
@@ -269,14 +273,18 @@ def _save_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], corpus
 
 
 def last_whole_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that was written completely; half-written ones are removed."""
-    whole = []
-    for path in directory.glob("checkpoint-*"):
-        if (path / _COMPLETE).exists():
-            whole.append(path)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-    return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+    """The newest checkpoint that was written completely and is undamaged; others that are newer are removed."""
+    for path in sorted(
+        directory.glob("checkpoint-*"), key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True
+    ):
+        try:
+            if (path / _COMPLETE).exists():
+                runs.verify(path, runs.read_json(path / _COMPLETE).get("sha256", {}), "the one before it is used")
+                return path
+        except runs.RunError as error:
+            print(error)
+        shutil.rmtree(path, ignore_errors=True)
+    return None
 
 
 @contextmanager

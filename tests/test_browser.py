@@ -1,0 +1,120 @@
+"""JupyterLab as a reader uses it: open every notebook in Chromium, choose Run All, look at the charts.
+
+Left out where there is no Chromium or Playwright, unless FAIRLM_BROWSER=1 (set by CI) asks for them. Screenshots go to
+runs/screenshots/.
+"""
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SCREENSHOTS = ROOT / "runs" / "screenshots"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+#: Without a display, as root in a container, and with no traffic of its own.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+MINUTES = 8
+
+if os.environ.get("FAIRLM_BROWSER") != "1":
+    pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[browser]'")
+    pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab over a copy of the notebooks: it saves what it shows."""
+    folder, settings = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("settings")
+    for path in NOTEBOOKS:
+        shutil.copy(path, folder)
+    tracker = settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text(json.dumps({"windowingMode": "none"}))  # every cell is in the page, also below the fold
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}",
+               "--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
+               f"--LabApp.user_settings_dir={settings}", "--LabApp.news_url="]  # fmt: skip
+    environment = {**os.environ, "TQDM_DISABLE": "0", "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, cwd=folder
+    )
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{address}/api", timeout=2)
+            break
+        except OSError:
+            time.sleep(0.5)
+    yield address
+    server.terminate()
+    server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def is_blank(picture: bytes) -> bool:
+    """Whether a picture has hardly any ink."""
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("L"))
+    return (pixels < 200).mean() < 0.002
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_run_all_in_jupyterlab_shows_charts_and_no_errors(path, lab, browser):
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(f"{lab}/lab/tree/{path.name}?reset", wait_until="domcontentloaded")
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
+    page.keyboard.press("Escape")
+    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+    page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+    n_cells = sum(c.cell_type == "code" and bool(c.source) for c in nbformat.read(path, as_version=4).cells)
+    page.wait_for_timeout(2000)
+    done = """n => { const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent);
+              return !p.some(t => t.includes('*')) && p.filter(t => /\\d/.test(t)).length >= n; }"""
+    page.wait_for_function(done, arg=n_cells, timeout=MINUTES * 60_000)
+    page.wait_for_timeout(1500)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    errors = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
+    assert errors.count() == 0, errors.first.inner_text()[:2000]
+    assert page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
+    charts = page.locator(".vega-embed")
+    expected = sum(
+        "application/vnd.vegalite.v5+json" in o.get("data", {})
+        for c in nbformat.read(path, as_version=4).cells
+        for o in c.get("outputs", [])
+    )
+    assert charts.count() == expected > 0
+    for i in range(charts.count()):
+        charts.nth(i).scroll_into_view_if_needed()
+        picture = charts.nth(i).screenshot(path=SCREENSHOTS / f"{path.stem}-{i}.png")
+        assert not is_blank(picture), f"chart {i} is blank"
+    page.close()
+
+
+def test_a_blank_picture_is_found():
+    file = io.BytesIO()
+    Image.new("RGB", (200, 100), "white").save(file, "PNG")
+    assert is_blank(file.getvalue())

@@ -1,0 +1,126 @@
+"""kill -9, full disks and damaged files: nothing finished is lost, nothing half-written is read as whole."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fairlm_utils import evaluation, runs, tokenization, training
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_fifty_kills_at_random_moments_end_in_the_same_bits(corpus_file, tmp_path):
+    command = [sys.executable, "-m", "tests.kill", "50", "0", str(tmp_path), str(corpus_file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ}, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] >= 50 and not found["different"]
+    assert {"tokenizing", "training"} <= set(found["stages"]), found["stages"]
+
+
+@pytest.fixture
+def run(miniature):
+    p = miniature(experiment="damaged", steps=4, window_steps=2)
+    shutil.rmtree(runs.run_dir(p), ignore_errors=True)
+    return evaluation.evaluate(p)
+
+
+def flip(path: Path, at: float = 0.5) -> None:
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[int(at * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["tables/bins.csv", "tables/totals.csv"])
+def test_a_damaged_table_is_named(run, name):
+    flip(run / name)
+    with pytest.raises(runs.RunError, match=f"{Path(name).name}.*SHA-256"):
+        runs.load_results(run.parent)
+
+
+def test_a_damaged_or_cut_token_table_is_named(run):
+    for damage in (flip, lambda path: os.truncate(path, path.stat().st_size // 2)):
+        damage(run / "tokens_training.parquet")
+        with pytest.raises(runs.RunError, match=r"tokens_training\.parquet"):
+            evaluation.read_token_table(run, "training")
+
+
+def test_a_damaged_committed_table_is_named(run, tmp_path):
+    runs.write_results(runs.load_results(run.parent), tmp_path, "make results")
+    flip(tmp_path / "classes.csv")
+    with pytest.raises(runs.RunError, match=r"classes\.csv.*make it again"):
+        runs.load_results(tmp_path)
+
+
+def test_committed_results_have_their_digests():
+    folders = [p.parent for p in (ROOT / "results").glob("*/experiment.json")]
+    assert folders
+    for folder in folders:
+        recorded = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))["sha256"]
+        assert set(recorded) == {f"{name}.csv" for name in runs.TABLES}
+        runs.verify(folder, recorded, "")
+
+
+def test_damaged_token_ids_are_named_before_they_are_used(miniature, tmp_path):
+    p = miniature(runs_dir=str(tmp_path))
+    tokenization.tokenize_corpus(p)
+    flip(tokenization.cache_dir(p) / "train.npy", 0.9)
+    with pytest.raises(runs.RunError, match=r"train\.npy.*tokenize again"):
+        training.train(p)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(miniature, tmp_path, capsys, monkeypatch):
+    p = miniature(runs_dir=str(tmp_path), steps=12, checkpoint_steps=5)
+    whole = training.train(p)
+    expected = runs.digests(whole, runs.RESULT_FILES)
+    shutil.rmtree(whole)
+    with monkeypatch.context() as m:  # stopped before the last step
+        m.setattr(training.RecordTokenLoss, "_close_window", _stop_at(12, training.RecordTokenLoss._close_window))
+        with pytest.raises(KeyboardInterrupt):
+            training.train(p)
+    checkpoints = sorted((whole / "checkpoints").glob("checkpoint-*"))
+    assert [c.name for c in checkpoints] == ["checkpoint-10", "checkpoint-5"]
+    flip(checkpoints[0] / "model.safetensors", 0.9)
+    training.train(p)
+    out = capsys.readouterr().out
+    assert "model.safetensors: is missing or damaged" in out and "continuing from step 5" in out
+    assert runs.digests(whole, runs.RESULT_FILES) == expected
+
+
+def _stop_at(step, original):
+    def close(self, now):
+        if now == step:
+            raise KeyboardInterrupt
+        original(self, now)
+
+    return close
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_disk_that_takes_nothing_more_leaves_what_is_finished(miniature, tmp_path, monkeypatch, code):
+    """The error of the system is passed on, earlier results stay, and the next start continues."""
+    p = miniature(runs_dir=str(tmp_path), steps=4, window_steps=2)
+    training.train(p)
+    before = runs.digests(runs.run_dir(p), runs.RESULT_FILES)
+    written = runs.write_table
+
+    def full(path, table):
+        if Path(path).name == "classes.csv":
+            raise OSError(code, os.strerror(code), str(path))
+        written(path, table)
+
+    with monkeypatch.context() as m:
+        m.setattr(runs, "write_table", full)
+        with pytest.raises(OSError, match=r"classes\.csv"):
+            evaluation.evaluate(p)
+    assert not (runs.run_dir(p) / "tables" / "totals.csv").exists() and not list(tmp_path.rglob("*.tmp"))
+    evaluation.evaluate(p)
+    after = runs.digests(runs.run_dir(p), runs.RESULT_FILES)
+    assert {k: after[k] for k in before} == before and "tables/classes.csv" in after
