@@ -7,7 +7,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce results test lab notebooks bench lock clean
+.PHONY: help setup reproduce results test lint site lab notebooks bench fuzz lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,15 @@ test: setup ## unit tests, then nbval over every notebook
 	$(BIN)/python -m pytest tests fairlm_utils
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS)
 
+lint: setup ## check style of code and notebooks, and types
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lint]' -c requirements.lock
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check fairlm_utils tests
+	$(BIN)/mypy
+
+site: setup ## a static site in site/: front page and all committed notebooks, readable without a network
+	$(BIN)/python -m fairlm_utils.report site
+
 lab: setup ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. notebooks
 
@@ -41,6 +50,10 @@ notebooks: setup ## execute the committed notebooks in place, at default paramet
 
 bench: setup ## measure the promised ratios of speed, both sides in one run
 	$(BIN)/python -m tests.bench $(if $(IMDB),--imdb $(IMDB))
+
+fuzz: setup ## kill and fuzz for long: KILLS=1000 random kills, then property tests with many examples
+	$(BIN)/python -m tests.kill $(or $(KILLS),200) $(or $(SEED),1) "$$(mktemp -d)" python-docs
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_metrics.py
 
 lock: ## renew requirements.lock from the installed versions
 	$(BIN)/python -m pip freeze --exclude-editable | sed "/ @ /d; s/+cpu$$//" > requirements.lock

@@ -240,7 +240,6 @@ def by_bin(bins: pd.DataFrame, y_title: str = "loss (nats, mean over types)") ->
         frame,
         f"{name.capitalize()} by frequency of the type",
         f"Line chart of the {name} by frequency bin of the token type, one curve a weight decay, with intervals over seeds",
-        x="independent" if "regime" in frame else "shared",
         y="independent",
     )
 

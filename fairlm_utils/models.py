@@ -119,7 +119,8 @@ def weight_decay_groups(
         id(m.weight) if m else None for m in (model.get_input_embeddings(), model.get_output_embeddings())
     )
     norms = {id(p) for m in model.modules() if is_norm_layer(m) for p in m.parameters(recurse=False)}
-    rows, groups = [], {True: [], False: []}
+    rows: list[tuple] = []
+    groups: dict[bool, list] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         is_row, is_norm = id(parameter) in (embedding, head), id(parameter) in norms
         decayed = {

@@ -1,10 +1,14 @@
-"""The HTML report: executed notebooks and a front page, readable without a network."""
+"""HTML pages: the report of an experiment, and the site of all committed notebooks, readable without a network.
+
+python -m fairlm_utils.report site          # `make site`
+"""
 
 from __future__ import annotations
 
 import html
 import logging
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +16,7 @@ import nbformat
 import pandas as pd
 from bs4 import BeautifulSoup
 from latex2mathml.converter import convert as mathml
+from markdown_it import MarkdownIt
 from nbconvert import HTMLExporter
 
 from fairlm_utils import runs
@@ -79,17 +84,84 @@ def write_report(
     `notebooks` maps a page's title to an executed notebook. A page newer than its notebook is kept.
     """
     folder = Path(folder)
-    links = []
-    for name, notebook in notebooks.items():
-        page = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.html"
-        links.append(f'<li><a href="{html.escape(page.name)}">{html.escape(name)}</a></li>')
-        if not page.exists() or page.stat().st_mtime < Path(notebook).stat().st_mtime:
-            with runs.atomic_path(page) as temporary:
-                temporary.write_text(notebook_html(notebook), encoding="utf-8")
+    links = [
+        f'<li><a href="{html.escape(page.name)}">{html.escape(name)}</a></li>'
+        for name, page in _pages(folder, notebooks).items()
+    ]
     body = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in lines)]
     body += [f"<h2>{html.escape(name)}</h2>\n{table.to_html(index=False, border=0)}" for name, table in tables.items()]
     body += ["<h2>Notebooks</h2>", "<ul>", *links, "</ul>"]
-    index = folder / "index.html"
-    with runs.atomic_path(index) as temporary:
-        temporary.write_text(_PAGE.format(title=html.escape(title), body="\n".join(body)), encoding="utf-8")
-    return index
+    return _write(folder / "index.html", title, "\n".join(body))
+
+
+def _pages(folder: Path, notebooks: Mapping[str, Path]) -> dict[str, Path]:
+    """A page a notebook, made if it is missing or older; its path by title."""
+    pages = {}
+    for name, notebook in notebooks.items():
+        pages[name] = page = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.html"
+        if not page.exists() or page.stat().st_mtime < Path(notebook).stat().st_mtime:
+            with runs.atomic_path(page) as temporary:
+                temporary.write_text(notebook_html(notebook), encoding="utf-8")
+    return pages
+
+
+def _write(page: Path, title: str, body: str) -> Path:
+    with runs.atomic_path(page) as temporary:
+        temporary.write_text(_PAGE.format(title=html.escape(title), body=body), encoding="utf-8")
+    return page
+
+
+def write_site(folder: str | Path) -> Path:
+    """The site: README as the front page and a page for every committed notebook and folder of results; returns the front.
+
+    Links of README to notebooks and results become links to their pages, pictures are copied; other files of the
+    repository have no page, and their links become plain text.
+    """
+    folder = Path(folder)
+    pages = {f"notebooks/{p.name}": p for p in sorted((runs.PROJECT / "notebooks").glob("*.ipynb"))}
+    targets = {
+        source: page.name
+        for source, page in zip(pages, _pages(folder, {p.stem: p for p in pages.values()}).values(), strict=True)
+    }
+    documents = {"README.md": "index.html", "CONTRIBUTING.md": "contributing.html"}
+    documents |= {
+        f"results/{p.parent.name}/README.md": f"results-{p.parent.name}.html"
+        for p in sorted((runs.PROJECT / "results").glob("*/README.md"))
+    }
+    targets |= documents | {
+        str(Path(name).parent): page for name, page in documents.items() if name.startswith("results/")
+    }
+    for source, page in documents.items():
+        text = (runs.PROJECT / source).read_text(encoding="utf-8")
+        body = BeautifulSoup(markdown2html(text), "html.parser")
+        for image in body.find_all("img"):
+            picture = (runs.PROJECT / source).parent / image["src"]
+            name = f"{picture.parent.name}-{picture.name}"
+            with runs.atomic_path(folder / name) as temporary:
+                temporary.write_bytes(picture.read_bytes())
+            image["src"] = name
+        for link in body.find_all("a", href=True):
+            if link["href"].startswith(("https://", "#")):
+                continue
+            path = str((Path(source).parent / link["href"].rstrip("/")).as_posix())
+            if path in targets:
+                link["href"] = targets[path]
+            else:
+                link.unwrap()
+        title = body.find("h1").get_text()
+        back = "" if page == "index.html" else '<p><a href="index.html">front page</a></p>'
+        _write(folder / page, title, back + str(body))
+    return folder / "index.html"
+
+
+def markdown2html(text: str) -> str:
+    """Markdown as HTML: tables, code, and headings with the anchors GitHub gives them; mark-up in it is text."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    soup = BeautifulSoup(parser.render(text), "html.parser")
+    for heading in soup.find_all(["h2", "h3"]):
+        heading["id"] = re.sub(r"[^\w\- ]", "", heading.get_text().lower()).replace(" ", "-")
+    return str(soup)
+
+
+if __name__ == "__main__":
+    print(write_site(Path(sys.argv[1]).resolve()))

@@ -316,7 +316,7 @@ def write_results(results: Results, folder: str | Path, command: str) -> None:
     write_json(Path(folder) / "experiment.json", {**known, "sha256": digests(folder, tables)})
 
 
-def check_experiment(points: list[Any]) -> None:
+def check_experiment(points: Sequence[Any]) -> None:
     """Refuse, before anything runs, an experiment folder that holds finished runs of other settings.
 
     Raises RunError naming the parameters that differ.

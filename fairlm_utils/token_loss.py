@@ -42,7 +42,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
             if with_accuracy:  # amax is several times faster than argmax; a tie for the largest is not correct
                 others = log_probs.scatter_(1, target, -torch.inf).amax(dim=1)
                 correct[rows] = target_log_probs[:, 0] > others
-            if needs_grad:
+            if grad is not None:
                 own = scale[rows] if scale.dim() else scale
                 row_scale = torch.where(targets[rows] == IGNORE_INDEX, 0.0, own)[:, None]
                 probs = log_probs.exp_().scatter_(1, target, target_log_probs.exp_().sub_(1.0))
@@ -185,14 +185,15 @@ def record_token_loss(
         targets = shifted_targets(labels) if shift_labels is None else shift_labels.reshape(-1)
         n = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
         kept = sums if model.training else evaluation_sums
-        record, n_blocks = kept is not None, logits.shape[0]
+        n_blocks = logits.shape[0]
         logits = logits.reshape(-1, logits.shape[-1])
         if objective is None or not model.training:
-            total, loss, correct = token_cross_entropy(logits, targets, 1.0 / n, record)
+            total, loss, correct = token_cross_entropy(logits, targets, 1.0 / n, kept is not None)
         else:
             total = objective.loss(logits, targets, 1.0 / n)
-            _, loss, correct = token_cross_entropy(logits.detach(), targets) if record else (None, None, None)
-        if record:
+            if kept is not None:
+                _, loss, correct = token_cross_entropy(logits.detach(), targets)
+        if kept is not None:
             kept.add(targets, loss, correct, blocks=n_blocks)
         return total
 

@@ -324,7 +324,8 @@ def low_frequency_shares(
     columns = ["vocab_size", "n_tokens", "low_frequency", "below_percentile"]
     if cached.exists() and (found := runs.read_json(cached))["key"] == key:
         return pd.DataFrame(found["rows"], columns=columns)
-    documents, rows, limit = _decoded(corpus, 5000), [], None
+    documents, limit = _decoded(corpus, 5000), None
+    rows: list[dict[str, float]] = []
     for size in sorted(vocab_sizes, reverse=True):
         smaller = truncated(corpus.tokenizer, size)
         counts = token_counts(encode(smaller, documents)[0], len(smaller))

@@ -150,7 +150,7 @@ class _Trainer(Trainer):
         self.p, self.n_train = p, n_train
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
+        if self.optimizer is None:  # type: ignore[has-type]
             p, model = self.p, model or self.model
             by_row = p.embedding_decay != "uniform"
             groups, _ = weight_decay_groups(model, p.weight_decay, p.decayed_parameters, rows_apart=by_row)

@@ -8,8 +8,13 @@ import json
 import random
 
 import pytest
+from hypothesis import settings
 
 from fairlm_utils.params import EvaluationParams
+
+settings.register_profile("long", max_examples=5000, deadline=None)  # make fuzz
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 WORDS = [
     "the",

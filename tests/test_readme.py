@@ -1,11 +1,14 @@
 """README says what the committed results say."""
 
 import re
+import shlex
 from pathlib import Path
 
+import papermill
 import pytest
+import yaml
 
-from fairlm_utils import claims, metrics, runs
+from fairlm_utils import audit, claims, cost, evaluation, metrics, params, runs, sweep
 from fairlm_utils.reproduce import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +46,76 @@ def test_the_scale_is_stated(experiment):
 def test_links_and_pictures_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def shell_lines() -> list[list[str]]:
+    """Every command of README's shell blocks, continuation and comment lines left out."""
+    found = []
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL):
+        for line in block.splitlines():
+            for command in line.split("&&"):
+                words = shlex.split(command.strip(), comments=True)
+                found += [words] if words else []
+    return found
+
+
+def overrides(words: list[str]) -> list[tuple[str, str]]:
+    return [(words[i + 1], words[i + 2]) for i, word in enumerate(words) if word == "-p"]
+
+
+def test_commands_of_the_package_parse_and_name_what_exists(monkeypatch, capsys):
+    """Each `python -m fairlm_utils.X` is accepted by X's own command line; files and parameters are read."""
+    mains = {"sweep": sweep, "evaluation": evaluation, "cost": cost, "audit": audit, "runs": runs}
+    seen = set()
+    for words in shell_lines():
+        module = next((w for w in words if w.startswith("fairlm_utils.")), None)
+        if module is None:
+            continue
+        name = module.removeprefix("fairlm_utils.")
+        seen.add(name)
+        arguments = words[words.index(module) + 1 :]
+        files = [w for w in arguments if w.endswith(".yaml") and "*" not in w]
+        assert all((ROOT / f).exists() for f in files), words
+        for file in files:
+            params.expand(params.read(ROOT / file, overrides(arguments)))
+        options = {w for w in arguments if w.startswith("--")}
+        with pytest.raises(SystemExit):
+            mains[name].main(["--help"])
+        text = capsys.readouterr().out
+        assert all(o in text for o in options), (words, options)
+    assert {"sweep", "evaluation", "cost", "audit", "runs"} <= seen
+
+
+def test_papermill_lines_name_notebooks_and_parameters(tmp_path):
+    lines = [words for words in shell_lines() if words[0] == "papermill"]
+    assert len(lines) >= 2
+    for words in lines:
+        notebook = next(w for w in words if w.endswith(".ipynb"))
+        known = papermill.inspect_notebook(str(ROOT / notebook))
+        assert {name for name, _ in overrides(words)} <= set(known)
+        if "-f" in words:
+            given = yaml.safe_load((ROOT / words[words.index("-f") + 1]).read_text(encoding="utf-8"))
+            chosen = dict(overrides(words))
+            single = {k: yaml.safe_load(chosen[k]) if k in chosen else v for k, v in given.items()}
+            assert params.NOTEBOOKS[Path(notebook).stem].from_namespace(single)
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make ([a-z]+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_example_on_a_model_that_is_not_ours_runs_as_written(tmp_path, monkeypatch, capsys):
+    from tests.test_remedies import Ids
+
+    block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "TokenFrequencyCallback" in b)
+    assert len([line for line in block.splitlines() if line.strip() and "import" not in line]) <= 10
+    monkeypatch.chdir(tmp_path)
+    scope = {"data": Ids()}
+    exec(block, scope)
+    scope["trainer"].log({"loss": 1.0}) if not scope["trainer"].state.log_history else None
+    assert scope["trainer"].state.global_step == 20
 
 
 def test_markdown_tables_keep_their_numbers():
