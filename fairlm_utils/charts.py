@@ -397,6 +397,78 @@ def norms_by_frequency(norms: pd.DataFrame) -> alt.Chart:
     )
 
 
+def token_explorer(tokens: pd.DataFrame, split: str = "training", n_listed: int = 24) -> alt.HConcatChart:
+    """A whole vocabulary: change of the loss (y, nats) against the training count (x, log) as a map, and a list of tokens.
+
+    Draw a rectangle on the map to list the types under it, largest change first; type in the box to keep those whose
+    spelling contains the text. Cells of the map are counts of types, so that 32,000 types are a few hundred marks.
+    `tokens`: token, kind, n_train, loss_SPLIT, change_SPLIT (see `runs.token_changes`).
+    """
+    change, loss = f"change_{split}", f"loss_{split}"
+    shown = tokens[[change]].notna().all(axis=1)
+    frame = tokens.loc[shown, ["token", "kind", "n_train", change, loss]].rename(
+        columns={change: "change", loss: "loss"}
+    )
+    frame = frame.assign(
+        token=frame["token"].map(repr).str[1:-1].str.replace(" ", "␣"), log_count=np.log10(frame["n_train"])
+    )
+    x_step = max(0.1, float(frame["log_count"].max()) / 30)
+    y_step = float(max(frame["change"].max() - frame["change"].min(), 1e-6)) / 30
+    span = [min(0.0, float(frame["change"].min())) - y_step, float(frame["change"].max()) + y_step]
+    search = alt.param(
+        "search", value="", bind=alt.binding(input="search", name="tokens that contain ", placeholder="text")
+    )
+    brush = alt.selection_interval(name="region", encodings=["x", "y"])
+    found = f"test(regexp(replace({search.name}, /[.*+?^${{}}()|[\\]\\\\]/g, '\\\\$&'), 'i'), datum.token)"
+    base = alt.Chart().transform_filter(found)
+    cells = (
+        base.transform_bin(["x0", "x1"], "log_count", bin=alt.Bin(step=x_step))
+        .transform_bin(["y0", "y1"], "change", bin=alt.Bin(step=y_step))
+        .transform_aggregate(n="count()", groupby=["x0", "x1", "y0", "y1"])
+        .mark_rect()
+        .encode(
+            x=alt.X(
+                "x0:Q",
+                title="training count n_v of the type",
+                axis=alt.Axis(labelExpr="format(pow(10, datum.value), ',.0f')", values=[0, 1, 2, 3, 4, 5, 6]),
+                scale=alt.Scale(domain=[0, float(frame["log_count"].max()) + x_step]),
+            ),
+            x2="x1:Q",
+            y=alt.Y("y0:Q", title=f"change of the {split} loss (nats)", scale=alt.Scale(domain=span)),
+            y2="y1:Q",
+            color=alt.Color("n:Q", title="types", scale=alt.Scale(type="log", scheme="blues", domainMin=1)),
+            tooltip=[alt.Tooltip("n:Q", title="types", format=",")],
+        )
+    )
+    # the brush selects on the types' own values, which cells do not have, so an invisible layer carries it
+    holder = (
+        alt.Chart().mark_point(opacity=0).encode(x="log_count:Q", y="change:Q").transform_sample(1).add_params(brush)
+    )
+    listed = (
+        base.transform_filter(brush)
+        .transform_window(rank="row_number()", sort=[alt.SortField("change", order="descending")])
+        .transform_filter(f"datum.rank <= {n_listed}")
+        .transform_calculate(
+            line="datum.token + '   ' + format(datum.n_train, ',') + '×   ' + format(datum.loss, '.3f')"
+            " + ' ' + format(datum.change, '+.3f')"
+        )
+        .mark_text(align="left", font="DejaVu Sans Mono, monospace", fontSize=11)
+        .encode(
+            y=alt.Y("rank:O", axis=None, scale=alt.Scale(domain=list(range(1, n_listed + 1)))),
+            x=alt.value(4),
+            text="line:N",
+            tooltip=["token:N", "kind:N", "n_train:Q", "loss:Q", "change:Q"],
+        )
+        .properties(width=1.1 * WIDTH, height=1.5 * HEIGHT, title="token, training count, loss at λ = 0, change")
+    )
+    left = alt.layer(cells, holder).properties(width=1.4 * WIDTH, height=1.5 * HEIGHT).add_params(search)
+    return alt.hconcat(left, listed, data=frame).properties(
+        title=f"Token explorer: what λ = {tokens['weight_decay'].iloc[0]:g} changes, type by type",
+        description="Map of the change of the loss against the training count of every token type, with a list of the types "
+        "that change most",
+    )
+
+
 def learning_curves(curves: pd.DataFrame, n_bins: int = 4) -> alt.Chart:
     """Loss in the training stream (y, nats, mean over types) against step (x), a panel a frequency bin, a line a λ.
 

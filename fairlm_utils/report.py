@@ -32,6 +32,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem aut
 table {{ border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.9rem; }}
 th, td {{ text-align: left; vertical-align: top; padding: 0.3rem 0.7rem; border-bottom: 1px solid #8886; }}
 .reproduced, .holds {{ color: #0a7d4f; }} .not, .does {{ color: #c2410c; }} img {{ max-width: 100%; background: white; }}
+pre {{ overflow-x: auto; padding: 0.6rem; border: 1px solid #8886; border-radius: 4px; font-size: 0.85rem; }}
 </style></head><body>
 {body}
 </body></html>
@@ -148,6 +149,9 @@ def write_site(folder: str | Path) -> Path:
                 link["href"] = targets[path]
             else:
                 link.unwrap()
+        for cell in body.find_all("td"):  # verdicts in the colours of the report
+            if (verdict := cell.get_text(strip=True)) in ("reproduced", "not reproduced", "holds", "does not hold"):
+                cell["class"] = verdict.split()[0]
         title = body.find("h1").get_text()
         back = "" if page == "index.html" else '<p><a href="index.html">front page</a></p>'
         _write(folder / page, title, back + str(body))

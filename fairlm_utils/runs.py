@@ -51,6 +51,7 @@ PACKAGES = (
     "papermill",
 )
 TABLES = ("totals", "bins", "classes", "kinds", "reliability", "curves")
+TOKENS = "tokens.csv"
 #: What a run's results are: weights, learning curves, per-token tables and small tables.
 RESULT_FILES = ("model/*.safetensors", "learning_curves.safetensors", "tokens_*.parquet", "tables/*.csv")
 SEAL = "sha256.json"
@@ -207,6 +208,7 @@ class Results:
     curves: pd.DataFrame
     params: dict[str, Any]
     provenance: dict[str, Any]
+    tokens: pd.DataFrame | None = None  # every type's loss and its change with λ, see `token_changes`
 
     @property
     def scale(self) -> str:
@@ -236,7 +238,8 @@ def load_results(folder: str | Path) -> Results:
     if (folder / "experiment.json").exists():
         known = read_json(folder / "experiment.json")
         verify(folder, known.pop("sha256", {}), "restore it, or make it again by the command in its README.md")
-        return Results(**{name: _read_csv(folder / f"{name}.csv") for name in TABLES}, **known)
+        tokens = _read_csv(folder / TOKENS) if (folder / TOKENS).exists() else None
+        return Results(**{name: _read_csv(folder / f"{name}.csv") for name in TABLES}, **known, tokens=tokens)
     finished = finished_runs(folder)
     if not finished:
         raise RunError(
@@ -253,7 +256,34 @@ def load_results(folder: str | Path) -> Results:
         name: table.sort_values([a for a in AXES if a in table], kind="stable", ignore_index=True)
         for name, table in tables.items()
     }
-    return Results(**tables, params=params, provenance=_shared_provenance(finished))
+    return Results(**tables, params=params, provenance=_shared_provenance(finished), tokens=token_changes(finished))
+
+
+def token_changes(directories: Sequence[Path]) -> pd.DataFrame | None:
+    """Every type of the vocabulary that occurs in training: its loss at λ = 0 and how the largest λ up to 1 changes it.
+
+    Means over seeds, of the first model. Columns: token_id, token, kind, n_train, then loss_training, change_training,
+    loss_held-out, change_held-out in nats (empty where the type does not occur). None without λ = 0 and another, or with
+    variants.
+    """
+    known = [(d, read_json(d / "params.json")) for d in directories]
+    known = [(d, p) for d, p in known if p["model"] == known[0][1]["model"] and p["weight_decay"] <= 1]
+    largest = max((p["weight_decay"] for _, p in known), default=0.0)
+    if largest == 0 or min(p["weight_decay"] for _, p in known) > 0 or any(p.get("variant") for _, p in known):
+        return None
+    losses = {}
+    for split in ("training", "held-out"):
+        for weight_decay in (0.0, largest):
+            tables = [
+                pd.read_parquet(d / f"tokens_{split}.parquet") for d, p in known if p["weight_decay"] == weight_decay
+            ]
+            losses[split, weight_decay] = np.mean([t["loss"] for t in tables], axis=0)
+    columns = tables[0][["token_id", "token", "kind", "n_train"]].copy()
+    for split in ("training", "held-out"):
+        columns[f"loss_{split}"] = losses[split, 0.0].round(4)
+        columns[f"change_{split}"] = (losses[split, largest] - losses[split, 0.0]).round(4)
+    columns["weight_decay"] = largest
+    return columns[columns["n_train"] > 0].reset_index(drop=True)
 
 
 def finished_runs(folder: str | Path) -> list[Path]:
@@ -313,6 +343,9 @@ def write_results(results: Results, folder: str | Path, command: str) -> None:
         write_table(Path(folder) / f"{name}.csv", getattr(results, name))
     known = {"params": results.params, "provenance": {**results.provenance, "command": command}}
     tables = [f"{name}.csv" for name in TABLES]
+    if results.tokens is not None:
+        write_table(Path(folder) / TOKENS, results.tokens)
+        tables.append(TOKENS)
     write_json(Path(folder) / "experiment.json", {**known, "sha256": digests(folder, tables)})
 
 

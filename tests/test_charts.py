@@ -33,6 +33,39 @@ ALL = {
         grid(weight_decay=LAMBDAS, split=["training", "held-out"], measure=["average loss", "token-balanced loss"])
     ),
     "by_bin": charts.by_bin(BINS),
+    "change_by_weight_decay": charts.change_by_weight_decay(
+        grid(
+            weight_decay=LAMBDAS[1:], split=["training", "held-out"], frequency_class=["low", "high"], regime=["a", "b"]
+        )
+    ),
+    "change_by_kind": charts.change_by_kind(grid(kind=["number", "word start"], split=["training", "held-out"])),
+    "reliability": charts.reliability(
+        grid(weight_decay=LAMBDAS, frequency_class=["low", "high"]).assign(confidence=0.5, accuracy=0.4)
+    ),
+    "pareto": charts.pareto(
+        grid(variant=["a", "b"], regime=["x", "y"]).assign(
+            kind_of_remedy="loss",
+            front=True,
+            named=True,
+            heldout_average=2.0,
+            heldout_average_low=1.9,
+            heldout_average_high=2.1,
+            rarest=5.0,
+            rarest_low=4.0,
+            rarest_high=6.0,
+        )
+    ),
+    "models_by_bin": charts.models_by_bin(
+        grid(label=["a", "b"], bin_low=[1, 3]).assign(bin="1–2", loss=1.0, n_types=3), "loss", "loss (nats)"
+    ),
+    "norms_by_frequency": charts.norms_by_frequency(
+        grid(label=["a"], bin_low=[1, 3]).assign(bin="1–2", median=1.0, p10=0.5, p90=2.0)
+    ),
+    "token_explorer": charts.token_explorer(
+        grid(token=[" a", "b"]).assign(
+            kind="word start", n_train=[1, 30], loss_training=1.0, change_training=[0.1, 2.0], weight_decay=1.0
+        )
+    ),
     "learning_curves": charts.learning_curves(
         grid(weight_decay=LAMBDAS, bin_low=[1, 3], step=[10, 20]).assign(bin="1–2")
     ),

@@ -3,7 +3,9 @@
 import nbformat
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 
+from fairlm_utils import report, runs
 from fairlm_utils.report import notebook_html, render_math, write_report
 
 
@@ -50,3 +52,27 @@ def test_a_page_is_made_once_and_again_when_its_notebook_changes(tmp_path):
     os.utime(path, (page.stat().st_mtime + 5,) * 2)
     write_report(tmp_path / "r", "t", [], {}, {"01 n": path})
     assert "second" in page.read_text()
+
+
+def test_the_site_has_no_dead_link_and_needs_no_network(tmp_path):
+    front = report.write_site(tmp_path)
+    pages = sorted(tmp_path.glob("*.html"))
+    notebooks = sorted((runs.PROJECT / "notebooks").glob("*.ipynb"))
+    assert {f"{p.stem.replace('_', '-')}.html" for p in notebooks} <= {p.name for p in pages}
+    linked = set()
+    for page in pages:
+        soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        anchors = {e["id"] for e in soup.find_all(id=True)}
+        for tag, attribute in (("a", "href"), ("img", "src"), ("link", "href"), ("script", "src")):
+            for element in soup.find_all(tag, attrs={attribute: True}):
+                target = element[attribute]
+                if target.startswith("data:") or (tag == "a" and target.startswith("https://")):
+                    continue
+                assert "://" not in target, (page.name, target)
+                name, _, anchor = target.partition("#")
+                assert not name or (tmp_path / name).exists(), (page.name, target)
+                assert not anchor or name or anchor in anchors, (page.name, target)
+                linked |= {name} if page == front else set()
+    assert {p.name for p in pages if p.name[:2].isdigit() and not p.name.startswith("02")} <= linked | {
+        "02-training.html"
+    }
