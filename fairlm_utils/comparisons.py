@@ -304,23 +304,17 @@ def at_weight_decay(results: Results, weight_decay: float, confidence: float = 0
     below = run[(run > 0) & (run <= weight_decay)]  # inf takes the largest
     if below.empty:
         raise ValueError(f"the experiment has no λ above 0 and up to {weight_decay:g}; raise the λ compared")
-    classes = results.classes.pivot_table(
-        index=[k for k in metrics.KEYS if k in results.totals], columns="frequency_class", values="loss"
-    )
-    columns = {
-        "average": results.totals.assign(value=results.totals["average_loss"]),
-        "token-balanced": results.totals.assign(value=results.totals["token_balanced_loss"]),
-        **{f"{c}-frequency": classes[c].rename("value").reset_index() for c in ("low", "high")},
-    }
-    rows = {}
-    for name, frame in columns.items():
-        chosen = frame[frame["weight_decay"].isin([0.0, below.max()])]
-        keys = [k for k in metrics.KEYS if k in frame and k != "measure"]
-        rows[name] = paired(chosen[[*keys, "value"]], "value", confidence)
-    first = rows["average"]
-    kept = [k for k in ("variant", "split", "weight_decay", "n_seeds") if k in first]
-    cells = {n: [f"{m:+.3f} ± {h - m:.2g}" for m, h in zip(t["mean"], t["high"], strict=True)] for n, t in rows.items()}
-    return first[kept].assign(**cells)
+    names = {"average_loss": "average", "token_balanced_loss": "token-balanced"}
+    keys = [k for k in metrics.KEYS if k in results.totals]
+    totals = results.totals.rename(columns=names).melt(keys, list(names.values()), "measure", "loss")
+    classes = results.classes.assign(measure=results.classes["frequency_class"] + "-frequency")
+    losses = pd.concat([totals, classes[totals.columns]])
+    changes = paired(losses[losses["weight_decay"].isin([0.0, below.max()])], "loss", confidence)
+    changes["change"] = [f"{m:+.3f} ± {h - m:.2g}" for m, h in zip(changes["mean"], changes["high"], strict=True)]
+    order = ["average", "token-balanced", "low-frequency", "high-frequency"]
+    kept = [k for k in ("variant", "split", "weight_decay", "n_seeds") if k in changes]
+    table = changes.set_index([*kept, "measure"])["change"].unstack("measure")[order]
+    return table.loc[list(dict.fromkeys(map(tuple, changes[kept].to_numpy())))].reset_index().rename_axis(columns=None)
 
 
 def findings(changes: pd.DataFrame, slopes: pd.DataFrame, weight_decay: float) -> list[str]:

@@ -52,6 +52,8 @@ PACKAGES = (
 )
 TABLES = ("totals", "bins", "classes", "kinds", "reliability", "curves")
 TOKENS = "tokens.csv"
+#: Types of the largest vocabulary whose table is written for committing; that of a larger one stays with its runs.
+MAX_COMMITTED_TYPES = 5_000
 #: What a run's results are: weights, learning curves, per-token tables and small tables.
 RESULT_FILES = ("model/*.safetensors", "learning_curves.safetensors", "tokens_*.parquet", "tables/*.csv")
 SEAL = "sha256.json"
@@ -343,7 +345,7 @@ def write_results(results: Results, folder: str | Path, command: str) -> None:
         write_table(Path(folder) / f"{name}.csv", getattr(results, name))
     known = {"params": results.params, "provenance": {**results.provenance, "command": command}}
     tables = [f"{name}.csv" for name in TABLES]
-    if results.tokens is not None:
+    if results.tokens is not None and len(results.tokens) <= MAX_COMMITTED_TYPES:
         write_table(Path(folder) / TOKENS, results.tokens)
         tables.append(TOKENS)
     write_json(Path(folder) / "experiment.json", {**known, "sha256": digests(folder, tables)})

@@ -1,5 +1,7 @@
 """Statistics over seeds against numbers that can be computed by hand or by scipy."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -120,3 +122,22 @@ def test_findings_say_harm_help_and_doubt():
     changes = comparisons.paired(frame, "loss")
     harm, gain = comparisons.findings(changes, comparisons.slope_test(frame), 1.0)
     assert "low-frequency types lose" in harm and "rise faster" in harm and "gain" in gain and "do not rise" in gain
+
+
+def test_changes_at_a_weight_decay_stay_with_their_text():
+    """Numbers of training and held-out text are never exchanged, whatever the order of rows."""
+    rows = [
+        {"model": "m", "weight_decay": w, "seed": s, "split": split, "average_loss": 1 + w * a, "token_balanced_loss": 1 + w * b}
+        for s in range(3) for w in (0.0, 0.5) for split, a, b in (("training", 2, 4), ("held-out", -2, -4))
+    ]  # fmt: skip
+    both = [
+        classes(low, high, noise=0.0).assign(split=split)
+        for split, low, high in (("training", 6.0, 8.0), ("held-out", -6.0, -8.0))
+    ]
+    results = Results(pd.DataFrame(rows), *[pd.DataFrame()] * 5, {}, {})
+    results = dataclasses.replace(results, classes=pd.concat(both))
+    table = comparisons.at_weight_decay(results, 0.7).set_index("split")
+    for split, sign in (("training", "+"), ("held-out", "-")):
+        assert [cell.split(" ")[0] for cell in table.loc[split].iloc[-4:]] == [f"{sign}{x}.000" for x in (1, 2, 3, 4)]
+    with pytest.raises(ValueError, match="no λ above 0"):
+        comparisons.at_weight_decay(results, 0.3)
