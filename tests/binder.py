@@ -26,18 +26,27 @@ ROOT = Path(__file__).parents[1]
 START = "notebooks/04_figures.ipynb"
 #: What Binder gives a session, in MB.
 MEMORY = 2048
+GENERATED = {".venv", ".git", "runs", "site", "__pycache__", ".ipynb_checkpoints", "out.ipynb"}
 INDEX = re.compile(r"^--extra-index-url\s+(\S+)\s*$", re.MULTILINE)
 
 
-def copy_repository(folder: Path) -> Path:
-    """Every tracked or new file, as a fresh clone would have it; what is ignored stays behind."""
+def repository_files() -> list[Path]:
+    """Every tracked or new file, as a clone would have it after the next commit; what .gitignore names stays out."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    for name in names:
-        source = ROOT / name
-        if name and source.is_file() and not source.is_symlink():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, folder / name)
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode == 0:
+        files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:  # an unpacked archive
+        files = [p for p in ROOT.rglob("*") if not GENERATED & set(p.relative_to(ROOT).parts)]
+    return [p for p in files if p.is_file() and not p.is_symlink()]
+
+
+def copy_repository(folder: Path) -> Path:
+    """Copies the repository's files to a folder, and returns it."""
+    for file in repository_files():
+        copy = folder / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, copy)
     return folder
 
 
