@@ -7,7 +7,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce results test lint site lab notebooks bench fuzz lock clean
+.PHONY: help setup reproduce results test lint site lab notebooks bench binder fuzz lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ setup: .venv/installed ## make .venv and install requirements.txt, in the versio
 .venv/installed: requirements.txt requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray,browser]' -c requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray,browser,binder]' -c requirements.lock
 	touch $@
 
 reproduce: setup ## run all notebooks on PARAMS: table, verdicts and an HTML report; run again to continue
@@ -50,6 +50,9 @@ notebooks: setup ## execute the committed notebooks in place, at default paramet
 
 bench: setup ## measure the promised ratios of speed, both sides in one run
 	$(BIN)/python -m tests.bench $(if $(IMDB),--imdb $(IMDB))
+
+binder: setup ## replay the Binder image in a fresh environment, and the memory a notebook needs in it
+	$(BIN)/python -m tests.binder $(BINDER_NOTEBOOKS) $(SET)
 
 fuzz: setup ## kill and fuzz for long: KILLS=1000 random kills, then property tests with many examples
 	$(BIN)/python -m tests.kill $(or $(KILLS),200) $(or $(SEED),1) "$$(mktemp -d)" python-docs

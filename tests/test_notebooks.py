@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests.binder import repository_files
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -22,9 +24,7 @@ def test_every_notebook_is_run_by_ci():
     makefile = (ROOT / "Makefile").read_text()
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     assert "$(wildcard notebooks/*.ipynb)" in makefile and re.search(r"--nbval-lax.*\$\(NOTEBOOKS\)", makefile)
-    assert {p for p in ROOT.rglob("*.ipynb") if not {".venv", "runs", ".ipynb_checkpoints"} & set(p.parts)} == set(
-        NOTEBOOKS
-    )
+    assert {p for p in repository_files() if p.suffix == ".ipynb"} == set(NOTEBOOKS)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
