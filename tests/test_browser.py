@@ -1,7 +1,6 @@
 """JupyterLab as a reader uses it: open every notebook in Chromium, choose Run All, look at the charts.
 
-Left out where there is no Chromium or Playwright, unless FAIRLM_BROWSER=1 (set by CI) asks for them. Screenshots go to
-runs/screenshots/.
+Screenshots of every notebook's charts go to runs/screenshots/.
 """
 
 import io
@@ -16,22 +15,24 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 from PIL import Image
 
+from tests.chromium import SCREENSHOTS, browser, is_blank, needs_browser  # noqa: F401 (a fixture)
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SCREENSHOTS = ROOT / "runs" / "screenshots"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-#: Without a display, as root in a container, and with no traffic of its own.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
-MINUTES = 8
+ERROR = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]'
+STDERR = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]'
+MINUTES = 6
+#: True as soon as a cell shows an error (those after it never get a number), or when all `n` have theirs.
+ENDED = f"""n => {{
+  if (document.querySelector('{ERROR}')) return true;
+  const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent);
+  return !p.some(t => t.includes('*')) && p.filter(t => /\\d/.test(t)).length >= n;
+}}"""
 
-if os.environ.get("FAIRLM_BROWSER") != "1":
-    pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[browser]'")
-    pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +66,8 @@ def lab(tmp_path_factory):
     server.wait(20)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-def is_blank(picture: bytes) -> bool:
-    """Whether a picture has hardly any ink."""
-    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("L"))
-    return (pixels < 200).mean() < 0.002
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_run_all_in_jupyterlab_shows_charts_and_no_errors(path, lab, browser):
+def test_run_all_in_jupyterlab_shows_charts_and_no_errors(path, lab, browser):  # noqa: F811
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.goto(f"{lab}/lab/tree/{path.name}?reset", wait_until="domcontentloaded")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
@@ -92,14 +77,11 @@ def test_run_all_in_jupyterlab_shows_charts_and_no_errors(path, lab, browser):
     page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
     n_cells = sum(c.cell_type == "code" and bool(c.source) for c in nbformat.read(path, as_version=4).cells)
     page.wait_for_timeout(2000)
-    done = """n => { const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent);
-              return !p.some(t => t.includes('*')) && p.filter(t => /\\d/.test(t)).length >= n; }"""
-    page.wait_for_function(done, arg=n_cells, timeout=MINUTES * 60_000)
+    page.wait_for_function(ENDED, arg=n_cells, timeout=MINUTES * 60_000)
     page.wait_for_timeout(1500)
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    errors = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
+    errors = page.locator(ERROR)
     assert errors.count() == 0, errors.first.inner_text()[:2000]
-    assert page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
+    assert page.locator(STDERR).count() == 0
     charts = page.locator(".vega-embed")
     expected = sum(
         "application/vnd.vegalite.v5+json" in o.get("data", {})
