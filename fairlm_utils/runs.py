@@ -284,16 +284,22 @@ def token_changes(directories: Sequence[Path]) -> pd.DataFrame | None:
     losses = {}
     for split in ("training", "held-out"):
         for weight_decay in (0.0, largest):
-            tables = [
-                pd.read_parquet(d / f"tokens_{split}.parquet") for d, p in known if p["weight_decay"] == weight_decay
-            ]
-            losses[split, weight_decay] = np.mean([t["loss"] for t in tables], axis=0)
-    columns = tables[0][["token_id", "token", "kind", "n_train"]].copy()
+            paths = [d / f"tokens_{split}.parquet" for d, p in known if p["weight_decay"] == weight_decay]
+            losses[split, weight_decay] = _mean_loss(paths)
+    columns = pd.read_parquet(paths[0], columns=["token_id", "token", "kind", "n_train"])
     for split in ("training", "held-out"):
         columns[f"loss_{split}"] = losses[split, 0.0].round(4)
         columns[f"change_{split}"] = (losses[split, largest] - losses[split, 0.0]).round(4)
     columns["weight_decay"] = largest
     return columns[columns["n_train"] > 0].reset_index(drop=True)
+
+
+def _mean_loss(paths: Sequence[Path]) -> np.ndarray:
+    """Mean over runs of every type's loss, one table in memory at a time."""
+    total = np.zeros(())
+    for path in paths:
+        total = total + pd.read_parquet(path, columns=["loss"])["loss"].to_numpy()
+    return total / len(paths)
 
 
 def finished_runs(folder: str | Path) -> list[Path]:
