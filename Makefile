@@ -7,7 +7,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce results test lint site lab notebooks bench binder fuzz lock clean
+.PHONY: help setup reproduce results test lint site lab notebooks bench load binder fuzz lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ lab: setup ## open the notebooks in JupyterLab
 notebooks: setup ## execute the committed notebooks in place, at default parameters
 	cd notebooks && TQDM_DISABLE=1 ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=900 $(notdir $(NOTEBOOKS))
+
+load: setup ## time and memory of many runs and of 10^9 tokens, and how they grow
+	$(BIN)/python -m tests.load
 
 bench: setup ## measure the promised ratios of speed, both sides in one run
 	$(BIN)/python -m tests.bench $(if $(IMDB),--imdb $(IMDB))

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from fairlm_utils import metrics, runs, training
 from fairlm_utils.corpora import Corpus, load_corpus
 from fairlm_utils.evaluation import load_model, token_sums, token_table
-from fairlm_utils.params import ALL_FIELDS, AuditParams, ParameterError, TrainingParams, add_override_option
+from fairlm_utils.params import ALL_FIELDS, AuditParams, ParameterError, TrainingParams, add_override_option, parse
 from fairlm_utils.report import notebook_html
 from fairlm_utils.sweep import run_notebook
 from fairlm_utils.tokenization import blocks, encode, load_tokenizer, token_counts
@@ -184,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     values: dict[str, Any] = {k: str(Path(v).resolve()) if v and Path(v).exists() else v for k, v in named.items()}
     try:
-        values |= {k: yaml.safe_load(v) for k, v in options.overrides}
+        values |= {k: parse(v, f"-p {k}") for k, v in options.overrides}
         unknown = [k for k in values if k not in ALL_FIELDS]
         runs.enter_project()
         AuditParams.check({k: v for k, v in values.items() if k in AuditParams.model_fields or k in unknown}, "audit")

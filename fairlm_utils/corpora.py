@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fairlm_utils.params import CorpusParams, ParameterError
+from fairlm_utils.params import CorpusParams, ParameterError, first_line
 
 #: Corpora of the Hub by name: data set id, training splits, held-out split. To add one, add a line.
 HUB_CORPORA: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -29,6 +29,11 @@ _NOT_LIBRARY = {
     "test", "tests", "site-packages", "dist-packages", "idlelib", "turtledemo", "lib2to3", "ensurepip", "__pycache__",
 }  # fmt: skip
 _LOADERS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json", ".txt": "text"}
+
+
+#: No text expands more than this many times when it is unpacked; smaller than this many bytes, a file may.
+MAX_EXPANSION, MIN_BOMB_BYTES = 100, 2**29
+_PACKED = {".gz", ".bz2", ".xz", ".zst", ".zip"}
 
 
 class CorpusError(RuntimeError):
@@ -161,13 +166,17 @@ def _load_dataset(p: CorpusParams) -> tuple[list[str], list[str] | None, str]:
     location = p.corpus_path or (hub_id if p.corpus in HUB_CORPORA or not Path(p.corpus).exists() else p.corpus)
     if p.corpus_path and not Path(p.corpus_path).exists():
         raise ParameterError(f"corpus_path: {p.corpus_path!r} does not exist; point it at a local copy of {hub_id}")
+    if location == p.corpus and not Path(location).exists() and _is_path(location):
+        raise CorpusError(f"corpus: {location!r} does not exist; put it back, or name another file or folder")
     datasets.disable_progress_bars()
     try:
         splits = _read(datasets, Path(location)) if Path(location).exists() else datasets.load_dataset(location)
+    except CorpusError:
+        raise
     except Exception as error:  # the Hub client, parsers and the file system each raise their own
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorpusError(
-            f"corpus: {location!r} cannot be read ({first}). Without a network set corpus_path to a local copy, or corpus to a "
+            f"corpus: {location!r} cannot be read ({first_line(error.__cause__ or error)}). "
+            "Without a network set corpus_path to a local copy, or corpus to a "
             f"local folder or file ({', '.join(_LOADERS)}), or corpus to {PYTHON_DOCS}"
         ) from error
     heldout_split = heldout_split or next((s for s in ("test", "validation") if s in splits), "")
@@ -179,7 +188,17 @@ def _load_dataset(p: CorpusParams) -> tuple[list[str], list[str] | None, str]:
     return train, heldout, hub_id if p.corpus in HUB_CORPORA else "local" if Path(location).exists() else "Hub"
 
 
+def _is_path(name: str) -> bool:
+    """Whether the name of a corpus can only be a path: no data set of the Hub is named like that."""
+    return Path(name).is_absolute() or name.startswith(".") or Path(name).suffix in _LOADERS
+
+
 def _read(datasets: Any, location: Path) -> Any:
+    files = [location] if location.is_file() else [f for f in location.rglob("*") if f.is_file()]
+    for file in files:
+        _check_expansion(file)
+    if not any(file.stat().st_size for file in files):
+        raise CorpusError(f"corpus: {str(location)!r} is empty; name a file or folder of documents")
     if location.is_dir():
         return datasets.load_dataset(str(location))
     if location.suffix not in _LOADERS:
@@ -187,12 +206,67 @@ def _read(datasets: Any, location: Path) -> Any:
     return datasets.load_dataset(_LOADERS[location.suffix], data_files=str(location))
 
 
+def _check_expansion(file: Path) -> None:
+    """Raise CorpusError if a compressed file of a stranger would fill the memory: see `MAX_EXPANSION`.
+
+    Parquet is measured with its dictionaries kept apart, and other files are unpacked a piece at a time.
+    """
+    limit = max(MAX_EXPANSION * file.stat().st_size, MIN_BOMB_BYTES)
+    expanded = 0
+    if file.suffix == ".parquet":
+        pieces = _parquet_bytes(file)
+    elif file.suffix in _PACKED:
+        pieces = _unpacked_bytes(file)
+    else:
+        return
+    for n_bytes in pieces:
+        expanded += n_bytes
+        if expanded > limit:
+            raise CorpusError(
+                f"corpus: {str(file)!r} has {file.stat().st_size:,} bytes and expands to over {limit:,}, as no text does; it is "
+                "not read. If you trust it, write it again as plain .jsonl"
+            )
+
+
+def _parquet_bytes(file: Path) -> Iterator[int]:
+    """Bytes that every chunk of a column takes in memory; only those with dictionaries have to be read to know."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    texts = [c.path for c in pq.ParquetFile(file).schema if c.physical_type == "BYTE_ARRAY"]
+    with pq.ParquetFile(file, read_dictionary=texts) as parquet:
+        if parquet.metadata.num_rows == 0:
+            raise ValueError("it has no rows")
+        for group in range(parquet.num_row_groups):
+            columns = parquet.metadata.row_group(group)
+            for chunk in (columns.column(i) for i in range(columns.num_columns)):
+                yield max(chunk.total_uncompressed_size, 8 * chunk.num_values)
+                if chunk.path_in_schema in texts and any("DICTIONARY" in encoding for encoding in chunk.encodings):
+                    for part in parquet.read_row_group(group, [chunk.path_in_schema]).column(0).chunks:
+                        if pa.types.is_dictionary(part.type):
+                            yield pc.sum(pc.take(pc.binary_length(part.dictionary), part.indices)).as_py() or 0
+
+
+def _unpacked_bytes(file: Path) -> Iterator[int]:
+    import fsspec
+
+    with fsspec.open(str(file), "rb", compression="infer") as stream:
+        while piece := stream.read(2**20):
+            yield len(piece)
+
+
 def _texts(split: Any, column: str) -> list[str]:
     if column not in split.column_names:
         raise ParameterError(
             f"text_column: the corpus has no column {column!r}; it has {', '.join(split.column_names)}"
         )
-    texts = split[column][:] if hasattr(split[column], "__getitem__") else list(split[column])
+    try:
+        texts = split[column][:] if hasattr(split[column], "__getitem__") else list(split[column])
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"corpus: column {column!r} is not UTF-8 ({error}); write the corpus again as UTF-8"
+        ) from error
     kind = next((type(t).__name__ for t in texts if t is not None and not isinstance(t, str)), None)
     if kind:
         raise ParameterError(

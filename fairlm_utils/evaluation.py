@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlm_utils import metrics, runs, training
-from fairlm_utils.params import EvaluationParams, ParameterError, add_override_option, read
+from fairlm_utils.corpora import CorpusError
+from fairlm_utils.params import EvaluationParams, ParameterError, add_override_option, first_line, read
 from fairlm_utils.token_loss import IGNORE_INDEX, TokenSums, prediction_statistics, shifted_targets
 from fairlm_utils.tokenization import target_counts, token_kinds, tokenize_corpus
 
@@ -91,16 +92,22 @@ def token_table(
 
 
 def load_model(directory: str | Path, vocab_size: int) -> PreTrainedModel:
-    """A saved model, from safetensors and without remote code.
+    """A saved model, from safetensors and without remote code, kernels of the Hub included.
 
     Raises RunError if it cannot be read or its vocabulary is smaller than the tokenizer's.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False, use_safetensors=True)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        if "/" in str(getattr(config, "_attn_implementation", None)):
+            raise ValueError(f"its attention {config._attn_implementation!r} is code of its own")
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, config=config, trust_remote_code=False, use_safetensors=True
+        )
     except Exception as error:  # whatever a damaged folder makes transformers raise
         raise runs.RunError(
-            f"{directory}: the model cannot be read ({error}); name a Hub id or a folder written by save_pretrained with "
-            "safetensors, and if a run made it, remove the run's folder and train it again"
+            f"{directory}: the model cannot be read ({first_line(error)}); name a Hub id or a folder written by "
+            "save_pretrained with safetensors (pickles are not read, and code that comes with a model is never run), "
+            "and if a run made it, remove the run's folder and train it again"
         ) from error
     if model.config.vocab_size < vocab_size:
         raise runs.RunError(
@@ -120,10 +127,12 @@ def evaluate(p: EvaluationParams) -> Path:
     if not (directory / "provenance.json").exists():
         print(f"no finished run in {directory}: training it now")
         training.train(p)
-    with runs.locked(directory):
-        if not (directory / "tables" / "totals.csv").exists():
-            with training.threads(p.n_threads):
-                _evaluate(p, directory)
+    finished = directory / "tables" / "totals.csv"
+    if not finished.exists():  # a finished run may lie on a disk that cannot be written
+        with runs.locked(directory):
+            if not finished.exists():
+                with training.threads(p.n_threads):
+                    _evaluate(p, directory)
     return directory
 
 
@@ -203,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         training.train(p)
         if training.is_main_process():
             print(evaluate(p))
-    except (ParameterError, runs.RunError, training.TrainingDiverged) as error:
+    except (ParameterError, CorpusError, runs.RunError, training.TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -9,11 +9,12 @@ from typing import Any, get_args
 
 import pandas as pd
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen2Config
 from transformers.utils.logging import disable_progress_bar
 
 from fairlm_utils.openelm import OPENELM_SIZES, OpenELMConfig
-from fairlm_utils.params import DecayedParameters, ParameterError
+from fairlm_utils.params import DecayedParameters, ParameterError, first_line
 
 disable_progress_bar()  # of saving and loading, shorter than the line that announces them
 
@@ -79,12 +80,14 @@ def _load_config(name: str) -> PreTrainedConfig:
     try:
         if path.suffix == ".json" and path.is_file():
             values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("not a mapping")
             return AutoConfig.for_model(values.pop("model_type"), **values)
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, StrictDataclassError) as error:
         raise ParameterError(
             f"model: {name!r} is neither a known name ({known}), nor a config JSON file, nor a folder or Hub id that can "
-            f"be read ({str(error).splitlines()[0]})"
+            f"be read ({first_line(error)}); code that comes with a model is never run"
         ) from error
 
 

@@ -23,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 #: The 256 byte values, all of which a byte-level vocabulary contains.
 BYTE_ALPHABET = 256
+#: An experiment file is a page of text: no more bytes, no deeper nesting.
+MAX_FILE_BYTES, MAX_DEPTH = 10**6, 20
 
 
 DecayedParameters = Literal["all", "matrices", "no-embedding", "no-embedding-nor-norms", "embedding", "head", "norms"]
@@ -30,6 +32,12 @@ DecayedParameters = Literal["all", "matrices", "no-embedding", "no-embedding-nor
 
 class ParameterError(ValueError):
     """Parameters that are unknown, of the wrong type or impossible; the message lists every one of them."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 300 characters of it, or its type if it has none."""
+    lines = str(error).splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 class Parameters(BaseModel):
@@ -335,18 +343,74 @@ def read(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> dict[st
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ParameterError(f"{path}: is larger than {MAX_FILE_BYTES:,} bytes; name an experiment file")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ParameterError(
             f"{path}: cannot be read ({error}); name an experiment file such as params/quick.yaml"
         ) from error
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{path}: is not YAML: {error}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    values = parse(text, str(path))
+    if not isinstance(values, dict):
         raise ParameterError(f"{path}: must be a flat mapping `parameter: value`")
-    values |= {name: yaml.safe_load(value) for name, value in overrides}
+    values |= {name: parse(value, f"-p {name}") for name, value in overrides}
     expand(values, source=str(path))
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases, which let a few bytes stand for gigabytes, and of bounded depth and whole numbers."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are refused; write the value out", problem_mark=mark)
+        if self.depth == MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def whole_number(self, node: Any) -> int:
+        value = self.construct_yaml_int(node)
+        if abs(value) >= 2**63:  # Python itself refuses to print very large ones
+            raise yaml.MarkedYAMLError(problem="a whole number beyond 64 bits", problem_mark=node.start_mark)
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
+
+
+def parse(text: str, source: str) -> Any:
+    """The value that `text` is in YAML, without aliases, tags that run code, or keys that are not text.
+
+    Raises ParameterError naming `source`.
+    """
+    try:
+        value = yaml.load(text, _Loader)
+    except (
+        yaml.YAMLError,
+        ValueError,
+        AttributeError,
+    ) as error:  # its constructors of dates and numbers raise the last two
+        raise ParameterError(f"{source}: is not YAML: {error}") from error
+    _check_keys(value, source)
+    return value
+
+
+def _check_keys(value: Any, source: str) -> None:
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise ParameterError(
+                    f"{source}: must be a flat mapping `parameter: value`, whose keys are text: put {key!r} in quotes"
+                )
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        _check_keys(inner, source)
 
 
 def add_override_option(parser: ArgumentParser) -> None:

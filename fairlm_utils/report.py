@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import logging
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -82,7 +83,7 @@ def write_report(
 ) -> Path:
     """Write index.html, with `lines` and `tables` under their headings, and a page a notebook; returns the index.
 
-    `notebooks` maps a page's title to an executed notebook. A page newer than its notebook is kept.
+    `notebooks` maps a page's title to an executed notebook. A page that is of its notebook, by the time of its last change, is kept.
     """
     folder = Path(folder)
     links = [
@@ -96,13 +97,15 @@ def write_report(
 
 
 def _pages(folder: Path, notebooks: Mapping[str, Path]) -> dict[str, Path]:
-    """A page a notebook, made if it is missing or older; its path by title."""
+    """A page a notebook, made if it is missing or of another version of the notebook; its path by title."""
     pages = {}
     for name, notebook in notebooks.items():
         pages[name] = page = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.html"
-        if not page.exists() or page.stat().st_mtime < Path(notebook).stat().st_mtime:
+        made = Path(notebook).stat().st_mtime_ns
+        if not page.exists() or page.stat().st_mtime_ns != made:
             with runs.atomic_path(page) as temporary:
                 temporary.write_text(notebook_html(notebook), encoding="utf-8")
+                os.utime(temporary, ns=(made, made))  # whatever the clock says, see which notebook it is of
     return pages
 
 

@@ -35,6 +35,7 @@ import pandas as pd
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from fairlm_utils.corpora import CorpusError
 from fairlm_utils.params import EvaluationParams, ParameterError, TrainingParams
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -112,8 +113,16 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
 
 
 def run_dir(p: TrainingParams) -> Path:
-    """The folder of the run with these parameters."""
-    return Path(p.runs_dir) / p.experiment / p.run_id()
+    """The folder of the run with these parameters.
+
+    Raises RunError if a link leads it out of `runs_dir`, where nothing may be written.
+    """
+    directory = Path(p.runs_dir) / p.experiment / p.run_id()
+    if not directory.resolve().is_relative_to(Path(p.runs_dir).resolve()):
+        raise RunError(
+            f"{directory}: is a link out of runs_dir to {directory.resolve()}; remove it, or set runs_dir to where it leads"
+        )
+    return directory
 
 
 @contextmanager
@@ -122,10 +131,11 @@ def locked(directory: str | Path) -> Iterator[None]:
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{directory}: cannot be created ({error}); choose another runs_dir") from error
-    lock = FileLock(directory / ".lock")
-    if lock.is_locked or not _try(lock):
+        lock = FileLock(directory / ".lock")
+        acquired = _try(lock)
+    except (OSError, ValueError, NotImplementedError) as error:  # a NUL is a ValueError; disks without locks exist
+        raise RunError(f"{directory}: cannot be written ({error}); choose another runs_dir") from error
+    if not acquired:
         print(f"waiting for another process that works on {directory}")
         lock.acquire()
     try:
@@ -276,16 +286,22 @@ def token_changes(directories: Sequence[Path]) -> pd.DataFrame | None:
     losses = {}
     for split in ("training", "held-out"):
         for weight_decay in (0.0, largest):
-            tables = [
-                pd.read_parquet(d / f"tokens_{split}.parquet") for d, p in known if p["weight_decay"] == weight_decay
-            ]
-            losses[split, weight_decay] = np.mean([t["loss"] for t in tables], axis=0)
-    columns = tables[0][["token_id", "token", "kind", "n_train"]].copy()
+            paths = [d / f"tokens_{split}.parquet" for d, p in known if p["weight_decay"] == weight_decay]
+            losses[split, weight_decay] = _mean_loss(paths)
+    columns = pd.read_parquet(paths[0], columns=["token_id", "token", "kind", "n_train"])
     for split in ("training", "held-out"):
         columns[f"loss_{split}"] = losses[split, 0.0].round(4)
         columns[f"change_{split}"] = (losses[split, largest] - losses[split, 0.0]).round(4)
     columns["weight_decay"] = largest
     return columns[columns["n_train"] > 0].reset_index(drop=True)
+
+
+def _mean_loss(paths: Sequence[Path]) -> np.ndarray:
+    """Mean over runs of every type's loss, one table in memory at a time."""
+    total = np.zeros(())
+    for path in paths:
+        total = total + pd.read_parquet(path, columns=["loss"])["loss"].to_numpy()
+    return total / len(paths)
 
 
 def finished_runs(folder: str | Path) -> list[Path]:
@@ -340,15 +356,20 @@ def _shared_provenance(directories: list[Path]) -> dict[str, Any]:
 
 
 def write_results(results: Results, folder: str | Path, command: str) -> None:
-    """Write an experiment's small tables to a folder of `results/`, with the command that makes them."""
-    for name in TABLES:
-        write_table(Path(folder) / f"{name}.csv", getattr(results, name))
-    known = {"params": results.params, "provenance": {**results.provenance, "command": command}}
-    tables = [f"{name}.csv" for name in TABLES]
+    """Write an experiment's small tables to a folder of `results/`, with the command that makes them.
+
+    Raises RunError if the folder cannot be written.
+    """
+    tables = {f"{name}.csv": getattr(results, name) for name in TABLES}
     if results.tokens is not None and len(results.tokens) <= MAX_COMMITTED_TYPES:
-        write_table(Path(folder) / TOKENS, results.tokens)
-        tables.append(TOKENS)
-    write_json(Path(folder) / "experiment.json", {**known, "sha256": digests(folder, tables)})
+        tables[TOKENS] = results.tokens
+    known = {"params": results.params, "provenance": {**results.provenance, "command": command}}
+    try:
+        for name, table in tables.items():
+            write_table(Path(folder) / name, table)
+        write_json(Path(folder) / "experiment.json", {**known, "sha256": digests(folder, list(tables))})
+    except OSError as error:
+        raise RunError(f"{folder}: results cannot be written ({error}); choose another folder") from error
 
 
 def check_experiment(points: Sequence[Any]) -> None:
@@ -446,7 +467,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(show(directory))
             return 0
         same = repeat(directory)
-    except (RunError, ParameterError) as error:
+    except (RunError, CorpusError, ParameterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name, equal in same.items():

@@ -62,6 +62,15 @@ def run_notebook(name: str, output: Path, values: dict[str, Any]) -> None:
 
 def _run(values: dict[str, Any], retries: int) -> Outcome:
     p = EvaluationParams.check(values)
+    try:
+        directory = runs.run_dir(p)
+        with runs.locked(directory / ".notebooks"):  # not the run's own lock, which its notebooks take
+            return Outcome(p.run_id(), "reused") if is_finished(p) else _run_alone(p, values, retries)
+    except runs.RunError as error:
+        return Outcome(p.run_id(), "failed", error=str(error))
+
+
+def _run_alone(p: EvaluationParams, values: dict[str, Any], retries: int) -> Outcome:
     directory = runs.run_dir(p)
     for notebook in RUN_NOTEBOOKS:
         output = directory / f"{notebook}.ipynb"

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from fairlm_utils import runs
 from fairlm_utils.corpora import files_state, load_corpus, source_state
-from fairlm_utils.params import CorpusParams, ParameterError, TokenizationParams
+from fairlm_utils.params import CorpusParams, ParameterError, TokenizationParams, first_line
 from fairlm_utils.token_loss import IGNORE_INDEX
 
 SPECIAL_TOKENS = {
@@ -158,12 +158,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # transformers raises many types here
         raise ParameterError(
-            f"tokenizer: {name!r} cannot be read ({str(error).splitlines()[0]}); use bpe, a folder or a Hub id"
+            f"tokenizer: {name!r} cannot be read ({first_line(error)}); use bpe, a folder or a Hub id, "
+            "whose own code is never run"
         ) from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ParameterError(f"tokenizer: {name!r} is not a fast tokenizer with an end-of-text token; choose another")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = None  # not used here, and saved under names that its folder chooses
     return tokenizer
 
 

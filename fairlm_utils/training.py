@@ -112,6 +112,9 @@ class RecordTokenLoss(TrainerCallback):
             runs.write_json(
                 directory / _COMPLETE, {"step": state.global_step, "sha256": runs.digests(directory, files)}
             )
+            # the newest may be cut short by a crash, the one before it is whole; Trainer's own limit goes by the clock
+            for old in checkpoints(directory.parent)[2:]:
+                shutil.rmtree(old, ignore_errors=True)
 
     def save(self, path: Path, open_window: np.ndarray | None = None) -> None:
         """Write the closed windows, and the open one if given, as safetensors."""
@@ -178,7 +181,6 @@ def make_trainer(
         use_cpu=device(p) == "cpu",
         save_strategy="steps",
         save_steps=p.checkpoint_steps,
-        save_total_limit=2,  # the newest may be cut short by a crash; the one before it is whole
         logging_strategy="no",
         logging_nan_inf_filter=False,  # it would wait for the device at every step; windows are checked instead
         report_to=[],
@@ -272,11 +274,15 @@ def _save_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], corpus
     os.replace(temporary, path)
 
 
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints in a folder, the one of the latest step first."""
+    found = [p for p in directory.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
+
+
 def last_whole_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint that was written completely and is undamaged; others that are newer are removed."""
-    for path in sorted(
-        directory.glob("checkpoint-*"), key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True
-    ):
+    for path in checkpoints(directory):
         try:
             if (path / _COMPLETE).exists():
                 runs.verify(path, runs.read_json(path / _COMPLETE).get("sha256", {}), "the one before it is used")
