@@ -67,7 +67,7 @@ def lab(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_run_all_in_jupyterlab_shows_charts_and_no_errors(path, lab, browser):  # noqa: F811
+def test_run_all_in_jupyterlab_shows_charts_and_no_errors(path, lab, browser):
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.goto(f"{lab}/lab/tree/{path.name}?reset", wait_until="domcontentloaded")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)

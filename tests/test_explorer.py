@@ -74,7 +74,7 @@ def changed(page, before: list) -> list[tuple[str, int]]:
 
 
 @needs_browser
-def test_search_and_rectangle_change_the_list_in_a_browser_without_a_network(chart, tmp_path, browser):  # noqa: F811
+def test_search_and_rectangle_change_the_list_in_a_browser_without_a_network(chart, tmp_path, browser):
     file = tmp_path / "explorer.html"
     file.write_text(chart.to_html(inline=True, embed_options={"renderer": "svg"}), encoding="utf-8")
     page = browser.new_page(viewport={"width": 900, "height": 620})

@@ -22,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from fairlm_utils import audit, charts, corpora, evaluation, models, params, report, runs, tokenization, training
 from fairlm_utils.corpora import CorpusError, load_corpus
 from fairlm_utils.params import AuditParams, CorpusParams, EvaluationParams, ParameterError, TokenizationParams
-from tests.test_browser import CHROMIUM, FLAGS
+from tests.chromium import browser, needs_browser  # noqa: F401 (a fixture)
 
 TEXTS = [f"document number {i} of many" for i in range(50)]
 
@@ -365,17 +365,6 @@ SCRIPTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[browser]'")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
 def opened(browser, path):
     """A page in the browser after a second, and the dialogs and outside requests it caused."""
     page, caused = browser.new_page(viewport={"width": 1200, "height": 900}), []
@@ -403,6 +392,7 @@ def hostile(tmp_path_factory, documents):
     return {"audited_model": str(model), "corpus": str(corpus), "counts_file": str(counts)}
 
 
+@needs_browser
 def test_mark_up_in_a_corpus_does_not_run_in_the_report_of_an_audit(hostile, tmp_path, browser):
     values = {**hostile, "context": 16, "max_heldout_blocks": 20}
     page, caused = opened(browser, audit.write_report(values, tmp_path / "audit.html"))
@@ -411,6 +401,7 @@ def test_mark_up_in_a_corpus_does_not_run_in_the_report_of_an_audit(hostile, tmp
     assert page.evaluate("document.scripts.length") == 0 and page.locator("[onerror], [onload]").count() == 0
 
 
+@needs_browser
 def test_mark_up_in_tokens_does_not_run_in_a_chart(tmp_path, browser):
     """The chart that lists tokens, drawn by Vega as JupyterLab does, with its tooltips."""
     n = 60
@@ -440,6 +431,7 @@ def test_mark_up_in_tokens_does_not_run_in_a_chart(tmp_path, browser):
     assert page.locator("[onerror], [onload]").count() == 0
 
 
+@needs_browser
 def test_mark_up_in_a_chart_does_not_run_in_a_report(tmp_path, browser):
     """A chart keeps its table, tokens included, in the notebook of which the report is made."""
     frame = pd.DataFrame({"token": SCRIPTS, "n": 1})
