@@ -36,6 +36,16 @@ _COLOURS = {
 _POSITIONS, _VIRIDIS = list(_COLOURS), list(_COLOURS.values())
 CLASS_COLOURS = {"low": "#d55e00", "high": "#0072b2"}
 MEASURE_COLOURS = {"token-balanced loss": "#d55e00", "average loss": "#0072b2"}
+#: What a remedy acts on (`comparisons.kind_of_remedy`), in colours of Okabe and Ito.
+REMEDY_COLOURS = {
+    "reference": "#000000",
+    "which parameters decay": "#0072b2",
+    "decay by row": "#009e73",
+    "loss": "#d55e00",
+    "loss and decay by row": "#cc79a7",
+    "loss and which decay": "#e69f00",
+    "other regulariser": "#56b4e9",
+}
 
 
 @alt.theme.register("fairlm", enable=True)
@@ -316,36 +326,61 @@ def reliability(curves: pd.DataFrame) -> alt.Chart:
     )
 
 
-def pareto(numbers: pd.DataFrame, x: str = "heldout_average") -> alt.Chart:
+def pareto(numbers: pd.DataFrame, x: str = "heldout_average") -> alt.VConcatChart:
     """Remedies: loss of the rarest types (y, nats) against held-out average loss (x, nats); lower left is better.
 
     `numbers`: regime, variant, kind_of_remedy, `x`, rarest, each with _low and _high (intervals over seeds), and front
-    (whether no other variant is better on both). Labels name the variants on the front and the two reference points.
+    (whether no other variant is better on both). A panel a regime; points are numbered from left to right, and the list
+    beside a panel names them, those on the front in bold. The y axis is logarithmic where losses differ by more than
+    five times; intervals are cut off where it ends.
     """
-    kinds = numbers["kind_of_remedy"].unique().tolist()
-    zoom = alt.Scale(zero=False, padding=12)
-    base = alt.Chart().encode(
-        x=alt.X(f"{x}:Q", title="held-out average loss (nats)", scale=zoom),
-        y=alt.Y("rarest:Q", title="loss of the rarest types (nats)", scale=zoom),
-        color=alt.Color("kind_of_remedy:N", sort=kinds, scale=alt.Scale(scheme="category10"), title="remedy"),
-        shape=alt.Shape("kind_of_remedy:N", sort=kinds, title="remedy"),
-        tooltip=["variant:N", *(alt.Tooltip(f"{k}:Q", format=".3f") for k in (x, "rarest"))],
-    )
-    points = base.mark_point(filled=True, size=80, opacity=0.9)
-    across = base.mark_rule(opacity=0.5).encode(x=f"{x}_low:Q", x2=f"{x}_high:Q")
-    down = base.mark_rule(opacity=0.5).encode(y="rarest_low:Q", y2="rarest_high:Q")
-    names = base.mark_text(align="left", dx=8, dy=-7, fontSize=11).encode(text="variant:N", color=alt.value("#202020"))
-    layered = alt.layer(across, down, points, names.transform_filter("datum.named"))
-    chart = layered.properties(width=1.9 * WIDTH, height=1.4 * HEIGHT, data=numbers)
+    panels = [_pareto_panel(frame, str(name), x) for name, frame in numbers.groupby("regime", sort=False)]
     return (
-        chart.facet(row=alt.Row("regime:N", title=None, sort=numbers["regime"].unique().tolist()))
-        .resolve_scale(x="independent", y="independent")
+        alt.vconcat(*panels)
+        .resolve_scale(color="shared", shape="shared")
         .properties(
             title="Remedies: what rare types pay and what all text gains",
-            description="Scatter of the loss of the rarest types against the held-out average loss, a point a remedy, a panel "
-            "a regime, with intervals over seeds",
+            description="Scatter of the loss of the rarest types against the held-out average loss, a numbered point a remedy, "
+            "a panel a regime, with intervals over seeds and a list of the remedies",
         )
     )
+
+
+def _pareto_panel(frame: pd.DataFrame, regime: str, x: str) -> alt.HConcatChart:
+    frame = frame.sort_values(x, kind="stable").assign(number=np.arange(1, len(frame) + 1))
+    frame["line"] = frame["number"].map("{:>2}  ".format) + frame["variant"]
+    logarithmic = frame["rarest"].max() > 5 * frame["rarest"].min() > 0
+    if logarithmic:
+        frame["rarest_low"] = frame["rarest_low"].clip(lower=frame["rarest"].min() / 2)
+    scale = {"type": "log", "nice": False} if logarithmic else {"zero": False}
+    kinds = list(REMEDY_COLOURS)
+    x_title, y_title = "held-out average loss (nats)", "loss of the rarest types (nats)"
+    y = alt.Y("rarest:Q", title=y_title, scale=alt.Scale(**scale, padding=8))
+    base = alt.Chart().encode(x=alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, padding=12)), y=y)
+    rule = {"color": "#909090", "opacity": 0.7, "clip": True}
+    points = base.mark_point(filled=True, size=70, opacity=1).encode(
+        color=alt.Color(
+            "kind_of_remedy:N",
+            sort=kinds,
+            scale=alt.Scale(domain=kinds, range=list(REMEDY_COLOURS.values())),
+            title="acts on",
+        ),
+        shape=alt.Shape("kind_of_remedy:N", sort=kinds, scale=alt.Scale(domain=kinds), title="acts on"),
+        tooltip=["variant:N", *(alt.Tooltip(f"{k}:Q", format=".3f") for k in (x, "rarest"))],
+    )
+    numbered = alt.layer(
+        base.mark_rule(**rule).encode(x=f"{x}_low:Q", x2=f"{x}_high:Q"),
+        base.mark_rule(**rule).encode(y=alt.Y("rarest_low:Q", title=y_title), y2="rarest_high:Q"),
+        points,
+        base.mark_text(align="left", dx=6, dy=-7, fontSize=11).encode(text="number:N"),
+    ).properties(width=1.25 * WIDTH, height=1.4 * HEIGHT, title=regime)
+    listed = alt.Chart().encode(y=alt.Y("number:O", axis=None), x=alt.value(0), text="line:N")
+    names = alt.layer(
+        listed.transform_filter("datum.front").mark_text(align="left", fontSize=11, fontWeight="bold"),
+        listed.transform_filter("!datum.front").mark_text(align="left", fontSize=11),
+        view=alt.ViewConfig(stroke=None),
+    ).properties(width=0.8 * WIDTH, height=1.4 * HEIGHT)
+    return alt.hconcat(numbered, names, data=frame, spacing=8)
 
 
 def models_by_bin(bins: pd.DataFrame, value: str, y_title: str) -> alt.Chart:

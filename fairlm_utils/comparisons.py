@@ -207,6 +207,8 @@ def kind_of_remedy(own: Mapping[str, Any], name: str) -> str:
     defaults = {k: field.default for k, field in TrainingParams.model_fields.items()}
     changed = {k for k, v in own.items() if v != defaults[k]}
     loss, row = changed & {"loss_weight_exponent", "logit_adjustment"}, "embedding_decay" in changed
+    if loss and "decayed_parameters" in changed:
+        return "loss and which decay"
     if loss:
         return "loss and decay by row" if row else "loss"
     if row:
@@ -243,9 +245,7 @@ def remedy_points(
     frame = pd.DataFrame(points)
     front = pareto_front(frame["heldout_average"], frame["rarest"])
     kinds = [kind_of_remedy(variants.get(v, {}), v) for v in frame["variant"]]
-    return frame.assign(
-        kind_of_remedy=kinds, front=front, named=front | frame["variant"].isin([NO_DECAY, DECAY_ON_ALL])
-    )
+    return frame.assign(kind_of_remedy=kinds, front=front)
 
 
 def recommendation(judged: Mapping[str, pd.DataFrame]) -> list[str]:

@@ -46,7 +46,6 @@ ALL = {
         grid(variant=["a", "b"], regime=["x", "y"]).assign(
             kind_of_remedy="loss",
             front=True,
-            named=True,
             heldout_average=2.0,
             heldout_average_low=1.9,
             heldout_average_high=2.1,
