@@ -264,8 +264,13 @@ def recommendation(judged: Mapping[str, pd.DataFrame]) -> list[str]:
         if table.xs(v, level="variant")["meets_goal"].all() and len(taken.loc[v].dropna()) == len(judged)
     ]
     goal = f"the goal (at least {GOAL_TAKEN_BACK:.0%} taken back, at most {GOAL_GIVEN_UP:.1%} given up, in {len(judged)} regime(s))"
+
+    def shares(v: str) -> str:
+        said = "; ".join(f"{r}: {taken.loc[v, r]:.0%} taken back, {given.loc[v, r]:.0%} given up" for r in judged)
+        return f"{v!r} ({said})".replace("inf%", "more than decay bought, which was nothing,")
+
     if met:
-        return [f"{goal} is met by: {', '.join(met)}"]
+        return [f"{goal} is met by {len(met)} of {len(names)} remedies", *map(shares, met)]
     lines = [f"no remedy meets {goal}"]
     cheap = [v for v in names if (given.loc[v] <= GOAL_GIVEN_UP).all()]
     for label, of in (
@@ -273,9 +278,7 @@ def recommendation(judged: Mapping[str, pd.DataFrame]) -> list[str]:
         ("of all, the nearest by what it takes back", names),
     ):
         if of:
-            v = taken.loc[of].min(axis=1).idxmax()
-            shares = "; ".join(f"{r}: {taken.loc[v, r]:.0%} taken back, {given.loc[v, r]:.0%} given up" for r in judged)
-            lines.append(f"{label} is {v!r} ({shares})".replace("inf%", "gains lost where decay bought none,"))
+            lines.append(f"{label} is {shares(taken.loc[of].min(axis=1).idxmax())}")
     return lines
 
 
