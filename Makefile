@@ -7,7 +7,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce results test lint site lab notebooks bench load binder fuzz lock clean
+.PHONY: help setup reproduce results test lint site lab notebooks bench load binder fuzz licences lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ binder: setup ## replay the Binder image in a fresh environment, and the memory 
 fuzz: setup ## kill and fuzz for long: KILLS=1000 random kills, then property tests with many examples
 	$(BIN)/python -m tests.kill $(or $(KILLS),200) $(or $(SEED),1) "$$(mktemp -d)" python-docs
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_metrics.py
+
+licences: setup ## renew LICENCES.md, the table of licences of all dependencies
+	$(BIN)/python -m tests.licences
 
 lock: ## renew requirements.lock from the installed versions
 	$(BIN)/python -m pip freeze --exclude-editable | sed "/ @ /d; s/+cpu$$//" > requirements.lock

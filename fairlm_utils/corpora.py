@@ -169,6 +169,7 @@ def _load_dataset(p: CorpusParams) -> tuple[list[str], list[str] | None, str]:
     if location == p.corpus and not Path(location).exists() and _is_path(location):
         raise CorpusError(f"corpus: {location!r} does not exist; put it back, or name another file or folder")
     datasets.disable_progress_bars()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it reports every load, also of local files, over the network
     try:
         splits = _read(datasets, Path(location)) if Path(location).exists() else datasets.load_dataset(location)
     except CorpusError:

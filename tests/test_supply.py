@@ -1,0 +1,91 @@
+"""What the project takes from outside: no network while it works, and licences that allow its use."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests import licences
+
+ROOT = Path(__file__).parents[1]
+
+GUARD = """
+import socket
+def refuse(self, address, *_):
+    if self.family != getattr(socket, "AF_UNIX", None) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        raise SystemExit(f"connects to {address}")
+    return original[self.__class__](self, address)
+original = {}
+class Guarded(socket.socket):
+    connect = refuse
+    connect_ex = refuse
+original[Guarded] = socket.socket.connect
+socket.socket = Guarded
+def resolve(host, *arguments, **options):
+    if host not in (None, "127.0.0.1", "::1", "localhost"):
+        raise SystemExit(f"looks up {host}")
+    return look_up(host, *arguments, **options)
+look_up, socket.getaddrinfo = socket.getaddrinfo, resolve
+"""
+
+WORK = """
+import importlib, json, pkgutil, sys
+import fairlm_utils
+names = [m.name for m in pkgutil.iter_modules(fairlm_utils.__path__)]
+for name in names:
+    importlib.import_module(f"fairlm_utils.{name}")
+from fairlm_utils import evaluation, runs
+from fairlm_utils.params import EvaluationParams
+directory = evaluation.evaluate(EvaluationParams.check(json.loads(sys.argv[1])))
+runs.load_results(directory.parent)
+print(len(names), "modules")
+"""
+
+
+def guarded(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run `code` in a process that ends at its first attempt to leave this machine, with no variable that says offline."""
+    (folder / "sitecustomize.py").write_text(GUARD)
+    offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
+    environment = {k: v for k, v in os.environ.items() if k not in offline}
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(ROOT)])
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_local_data_are_tokenized_trained_on_and_evaluated_without_the_network(miniature, tmp_path):
+    values = miniature(runs_dir=str(tmp_path / "runs"), steps=2, window_steps=2).model_dump()
+    done = guarded(tmp_path, WORK, json.dumps(values))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-2]) >= 20
+
+
+def test_the_guard_of_this_test_catches_both_ways_out(tmp_path):
+    for code in (
+        "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)",
+        "import urllib.request; urllib.request.urlopen('http://example.invalid')",
+    ):
+        done = guarded(tmp_path, code)
+        assert done.returncode == 1 and ("connects to" in done.stderr or "looks up" in done.stderr), done.stderr
+
+
+def test_every_locked_dependency_has_a_known_licence_that_allows_use():
+    table = licences.read(ROOT / "LICENCES.md")
+    assert set(table) == set(licences.locked()), "make licences"
+    forbidden = {name: licence for name, licence in table.items() if not licences.allowed(licence)}
+    assert not forbidden
+
+
+def test_licences_that_bind_or_are_unknown_are_found():
+    for licence in (
+        "",
+        "unknown",
+        "AGPL-3.0",
+        "GNU Affero General Public License v3",
+        "GPL-3.0-only",
+        "SSPL-1.0",
+        "Proprietary",
+    ):
+        assert not licences.allowed(licence), licence
+    for licence in ("MIT", "BSD-3-Clause", "Apache-2.0", "LGPL-2.1", "MPL-2.0 AND MIT", "PSF-2.0"):
+        assert licences.allowed(licence), licence
