@@ -59,7 +59,7 @@ binder: setup ## replay the Binder image in a fresh environment, and the memory 
 
 fuzz: setup ## kill and fuzz for long: KILLS=1000 random kills, then property tests with many examples
 	$(BIN)/python -m tests.kill $(or $(KILLS),200) $(or $(SEED),1) "$$(mktemp -d)" python-docs
-	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_metrics.py
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_metrics.py tests/test_load.py
 
 licences: setup ## renew LICENCES.md, the table of licences of all dependencies
 	$(BIN)/python -m tests.licences
