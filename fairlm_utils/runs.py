@@ -235,9 +235,10 @@ class Results:
         )
         seeds = f"{n_seeds.min()}" + (f" to {n_seeds.max()}" if n_seeds.min() < n_seeds.max() else "")
         p = self.params
+        context = f"{p['context']} tokens" if "context" in p else "several lengths"
         return (
             f"{', '.join(training['model'].unique())} on {p['corpus']}, {int(training['n_train_tokens'].iloc[0]):,} training targets in "
-            f"blocks of {p.get('context', 'several lengths')} tokens, {p['steps']:,} steps, {n}, {seeds} seeds each"
+            f"blocks of {context}, {p['steps']:,} steps, {n}, {seeds} seeds each"
         )
 
 
