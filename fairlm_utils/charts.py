@@ -311,15 +311,18 @@ def reliability(curves: pd.DataFrame) -> alt.Chart:
         tooltip=["λ", "frequency_class:N", *(alt.Tooltip(f"{k}:Q", format=".1%") for k in ("confidence", "accuracy"))],
     )
     diagonal = (
-        alt.Chart(pd.DataFrame({"confidence": [0, 1], "accuracy": [0, 1]}))
-        .mark_line(color="#888888", strokeDash=[3, 3], strokeWidth=1)
-        .encode(x="confidence:Q", y="accuracy:Q")
+        alt.Chart()
+        .transform_aggregate(n="count()")
+        .mark_rule(color="#888888", strokeDash=[3, 3], strokeWidth=1)
+        .encode(x=alt.datum(0), y=alt.datum(0), x2=alt.datum(1), y2=alt.datum(1))
     )
-    lines = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=35)).add_params(chosen)
+    # points as a mark of their own: JupyterLab's Vega-Lite loses the selection of a line that draws them itself
+    lines = base.mark_line(strokeWidth=2).add_params(chosen)
+    points = base.mark_point(filled=True, size=35)
     facets: dict[str, Any] = {"column": alt.Column("frequency_class:N", title=None, sort=["low", "high"])}
     if "regime" in frame:
         facets["row"] = alt.Row("regime:N", title=None, sort=frame["regime"].unique().tolist())
-    layered = alt.layer(diagonal, lines).properties(width=WIDTH, height=HEIGHT, data=frame)
+    layered = alt.layer(diagonal, lines, points).properties(width=WIDTH, height=HEIGHT, data=frame)
     return layered.facet(**facets).properties(
         title="Reliability by frequency of the target",
         description="Curves of accuracy against confidence for low- and high-frequency targets, one a weight decay",
