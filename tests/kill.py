@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fairlm_utils import evaluation, runs
+from fairlm_utils import evaluation, runs, tokenization
 from fairlm_utils.params import EvaluationParams
 
 KILLS_A_RUN = 5
@@ -44,7 +44,7 @@ def state(p: EvaluationParams) -> str:
         ("finished", directory / runs.SEAL),
         ("evaluating", directory / "provenance.json"),
         ("training", directory / "checkpoints"),
-        ("starting to train", directory / "params.json"),
+        ("starting to train", tokenization.cache_dir(p) / "meta.json"),
     ):
         if there.exists():
             return stage
