@@ -10,6 +10,7 @@ import yaml
 
 from fairlm_utils import audit, claims, cost, evaluation, metrics, params, runs, sweep
 from fairlm_utils.reproduce import markdown
+from tests.test_readme_commands import commands
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,14 +50,8 @@ def test_links_and_pictures_exist():
 
 
 def shell_lines() -> list[list[str]]:
-    """Every command of README's shell blocks, continuation and comment lines left out."""
-    found = []
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL):
-        for line in block.splitlines():
-            for command in line.split("&&"):
-                words = shlex.split(command.strip(), comments=True)
-                found += [words] if words else []
-    return found
+    """Every command of README's shell blocks, as words."""
+    return [shlex.split(command) for command in commands(README)]
 
 
 def overrides(words: list[str]) -> list[tuple[str, str]]:
