@@ -3,6 +3,7 @@ PYTHON ?= python3
 PARAMS ?= params/quick.yaml
 SET ?=
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
@@ -14,12 +15,15 @@ help: ## list the targets
 	@echo "  PARAMS=params/FILE.yaml chooses the experiment of reproduce and results (default $(PARAMS))"
 	@echo "  SET='-p NAME VALUE' sets a parameter over the file, e.g. SET='-p corpus_path ../imdb'"
 
-setup: .venv/installed ## make .venv and install requirements.txt, in the versions of requirements.lock
+# PyTorch comes in builds for processors and for each CUDA, from several indices: its version is locked, its hash is not.
+# Whatever another system needs beside the lock comes with the last line.
+setup: .venv/installed ## make .venv and install what requirements.lock holds, hashes compared
 
 .venv/installed: requirements.txt requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray,browser,binder]' -c requirements.lock
+	$(PIP) --no-deps $$(grep '^torch==' requirements.txt)
+	$(PIP) --no-deps --require-hashes -r requirements.lock
+	$(PIP) --no-build-isolation -e '.[ray,browser,binder,lint]'
 	touch $@
 
 reproduce: setup ## run all notebooks on PARAMS: table, verdicts and an HTML report; run again to continue
@@ -33,7 +37,6 @@ test: setup ## unit tests, then nbval over every notebook
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS)
 
 lint: setup ## check style of code and notebooks, and types
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lint]' -c requirements.lock
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check fairlm_utils tests
 	$(BIN)/mypy
@@ -64,8 +67,11 @@ fuzz: setup ## kill and fuzz for long: KILLS=1000 random kills, then property te
 licences: setup ## renew LICENCES.md, the table of licences of all dependencies
 	$(BIN)/python -m tests.licences
 
-lock: ## renew requirements.lock from the installed versions
-	$(BIN)/python -m pip freeze --exclude-editable | sed "/ @ /d; s/+cpu$$//" > requirements.lock
+lock: setup ## lock the installed versions: requirements.lock with hashes, binder/constraints.txt without
+	$(PIP) uv
+	$(BIN)/python -m pip freeze --all --exclude pip --exclude uv --exclude-editable | sed "/ @ /d; s/+cpu$$//" > binder/constraints.txt
+	grep -v '^torch==' binder/constraints.txt | $(BIN)/uv pip compile - --quiet --no-deps --generate-hashes --no-header \
+	  --no-annotate --python-version "$$($(BIN)/python -c 'import platform; print(platform.python_version())')" -o requirements.lock
 
 clean: ## remove everything generated, finished runs included
 	rm -rf runs .pytest_cache .ruff_cache

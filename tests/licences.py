@@ -15,8 +15,8 @@ _SHORT = 60
 
 
 def locked() -> list[str]:
-    """Names in requirements.lock, as they stand there."""
-    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    """Names of the locked packages, PyTorch included, as they stand in the list without hashes."""
+    lines = (ROOT / "binder" / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return [line.split("==")[0] for line in lines if "==" in line]
 
 

@@ -39,11 +39,13 @@ def test_the_repository_is_there_before_requirements_that_name_its_other_files_a
 
 
 def test_binder_installs_the_tested_versions_and_no_cuda():
-    assert {"-r ../requirements.txt", "-c ../requirements.lock"} <= set(LINES)
+    assert {"-r ../requirements.txt", "-c constraints.txt"} <= set(LINES)
     torch = next(line for line in LINES if line.startswith("torch=="))
     assert torch.endswith("+cpu") and torch.removesuffix("+cpu") in (ROOT / "requirements.txt").read_text().splitlines()
-    lock = (ROOT / "requirements.lock").read_text()
-    assert torch.removesuffix("+cpu") in lock.splitlines() and not re.search(r"^(nvidia|triton)", lock, re.MULTILINE)
+    locked = (ROOT / "binder" / "constraints.txt").read_text()
+    assert torch.removesuffix("+cpu") in locked.splitlines() and not re.search(
+        r"^(nvidia|triton)", locked, re.MULTILINE
+    )
     assert binder.INDEX.findall(REQUIREMENTS) == ["https://download.pytorch.org/whl/cpu"]
     assert "+cpu" not in binder.without_index(REQUIREMENTS) and "://" not in binder.without_index(REQUIREMENTS)
 

@@ -1,10 +1,17 @@
 """What the project takes from outside: no network while it works, and licences that allow its use."""
 
+import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests import licences
 
@@ -67,6 +74,59 @@ def test_the_guard_of_this_test_catches_both_ways_out(tmp_path):
     ):
         done = guarded(tmp_path, code)
         assert done.returncode == 1 and ("connects to" in done.stderr or "looks up" in done.stderr), done.stderr
+
+
+def locked_hashes() -> dict[str, tuple[str, list[str]]]:
+    """Version and SHA-256 sums by name of requirements.lock, whose every line is one or the other."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if pin := re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+) \\", line):
+            found[canonicalize_name(pin[1])] = (pin[2], hashes := [])
+        else:
+            hashes.append(re.fullmatch(r"    --hash=sha256:([0-9a-f]{64})(?: \\)?", line)[1])
+    return found
+
+
+def locked_versions() -> dict[str, str]:
+    """Version by name of the list without hashes."""
+    lines = (ROOT / "binder" / "constraints.txt").read_text().splitlines()
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_every_dependency_is_locked_with_hashes_and_without_them_in_the_same_version():
+    """PyTorch has builds of several indices, and a version alone."""
+    hashes, versions = locked_hashes(), locked_versions()
+    assert all(sums for _, sums in hashes.values())
+    assert versions == {name: version for name, (version, _) in hashes.items()} | {"torch": versions["torch"]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    wanted += [line for extra in project["optional-dependencies"].values() for line in extra]
+    for requirement in map(Requirement, wanted):
+        version = versions[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), (requirement, version)
+
+
+@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="of the environment that make setup makes")
+def test_the_environment_of_make_setup_holds_the_locked_versions():
+    installed = {name: importlib.metadata.version(name).removesuffix("+cpu") for name in locked_versions()}
+    assert installed == locked_versions()
+
+
+def test_make_setup_installs_nothing_that_no_hash_was_compared_for_but_pytorch():
+    target = re.search(r"^\.venv/installed:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    torch, lock, own = (line for line in target.splitlines() if "$(PIP)" in line)
+    assert torch.endswith("--no-deps $$(grep '^torch==' requirements.txt)")
+    assert "--no-deps --require-hashes -r requirements.lock" in lock and "--no-build-isolation -e " in own
+
+
+def test_a_package_whose_bytes_are_not_the_locked_ones_is_not_installed(tmp_path):
+    wheel = tmp_path / "stranger-1.0-py3-none-any.whl"
+    wheel.write_bytes(b"PK")
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(f"stranger==1.0 \\\n    --hash=sha256:{'0' * 64}\n")
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps", "--require-hashes"]
+    done = subprocess.run([*pip, "--find-links", tmp_path, "-r", lock], capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "DO NOT MATCH THE HASHES" in done.stderr.upper(), done.stderr
 
 
 def test_every_locked_dependency_has_a_known_licence_that_allows_use():
