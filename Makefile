@@ -60,8 +60,11 @@ bench: setup ## measure the promised ratios of speed, both sides in one run
 binder: setup ## replay the Binder image in a fresh environment, and the memory a notebook needs in it
 	$(BIN)/python -m tests.binder $(BINDER_NOTEBOOKS) $(SET)
 
-fuzz: setup ## kill and fuzz for long: KILLS=1000 random kills, then property tests with many examples
+fuzz: setup ## kill and fuzz for long: KILLS=200 random kills, SECONDS=300 a file format, property tests with many examples
+	$(PIP) --no-deps --require-hashes -r tests/fuzz.lock
 	$(BIN)/python -m tests.kill $(or $(KILLS),200) $(or $(SEED),1) "$$(mktemp -d)" python-docs
+	for target in $$($(BIN)/python -m tests.fuzz_files); do \
+	  HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz_files $$target -max_total_time=$(or $(SECONDS),300) -max_len=4096 || exit 1; done
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_metrics.py tests/test_load.py
 
 licences: setup ## renew LICENCES.md, the table of licences of all dependencies
@@ -69,7 +72,7 @@ licences: setup ## renew LICENCES.md, the table of licences of all dependencies
 
 lock: setup ## lock the installed versions: requirements.lock with hashes, binder/constraints.txt without
 	$(PIP) uv
-	$(BIN)/python -m pip freeze --all --exclude pip --exclude uv --exclude-editable | sed "/ @ /d; s/+cpu$$//" > binder/constraints.txt
+	$(BIN)/python -m pip freeze --all --exclude pip --exclude uv --exclude atheris --exclude-editable | sed "/ @ /d; s/+cpu$$//" > binder/constraints.txt
 	grep -v '^torch==' binder/constraints.txt | $(BIN)/uv pip compile - --quiet --no-deps --generate-hashes --no-header \
 	  --no-annotate --python-version "$$($(BIN)/python -c 'import platform; print(platform.python_version())')" -o requirements.lock
 

@@ -22,7 +22,15 @@ from papermill.exceptions import PapermillExecutionError
 from fairlm_utils import metrics, runs, training
 from fairlm_utils.corpora import Corpus, load_corpus
 from fairlm_utils.evaluation import load_model, token_sums, token_table
-from fairlm_utils.params import ALL_FIELDS, AuditParams, ParameterError, TrainingParams, add_override_option, parse
+from fairlm_utils.params import (
+    ALL_FIELDS,
+    AuditParams,
+    ParameterError,
+    TrainingParams,
+    add_override_option,
+    first_line,
+    parse,
+)
 from fairlm_utils.report import notebook_html
 from fairlm_utils.sweep import run_notebook
 from fairlm_utils.tokenization import blocks, encode, load_tokenizer, token_counts
@@ -103,16 +111,23 @@ def read_counts(path: str | Path, vocab_size: int) -> np.ndarray:
     try:
         table = pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
         ids, counts = table["token_id"].to_numpy(), table["count"].to_numpy()
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the parsers of both formats raise their own
         raise ParameterError(
-            f"counts_file: {path} cannot be read as a CSV or Parquet file with the columns token_id and count ({error})"
+            f"counts_file: {path} cannot be read as a CSV or Parquet file with the columns token_id and count "
+            f"({first_line(error)})"
         ) from error
     if not (np.issubdtype(ids.dtype, np.integer) and np.issubdtype(counts.dtype, np.integer)):
         raise ParameterError(f"counts_file: token_id and count of {path} must be whole numbers")
-    if len(ids) == 0 or ids.min() < 0 or ids.max() >= vocab_size or counts.min() < 0 or not counts.any():
+    if (
+        len(ids) == 0
+        or ids.min() < 0
+        or ids.max() >= vocab_size
+        or counts.min() < 0
+        or not 0 < counts.sum(dtype=float) <= 2**53
+    ):
         raise ParameterError(
-            f"counts_file: {path} must have ids from 0 to {vocab_size - 1} and counts of at least 0, some above it; is it of "
-            "another tokenizer?"
+            f"counts_file: {path} must have ids from 0 to {vocab_size - 1} and counts of at least 0, some above it and at most "
+            "2^53 in all; is it of another tokenizer?"
         )
     return np.bincount(ids, weights=counts, minlength=vocab_size).astype(np.int64)
 

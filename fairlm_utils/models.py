@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +20,8 @@ from fairlm_utils.params import DecayedParameters, ParameterError, first_line
 
 disable_progress_bar()  # of saving and loading, shorter than the line that announces them
 
+#: More layers than any model has: making them one after the other would take for ever.
+MAX_LAYERS = 10_000
 #: Sizes of Qwen2. The published ones tie input and output embeddings and use a RoPE base of 1e6, which are not the
 #: defaults of Qwen2Config; the tiny one keeps both.
 QWEN2_SIZES: dict[str, dict[str, Any]] = {
@@ -92,13 +96,33 @@ def _load_config(name: str) -> PreTrainedConfig:
 
 
 def build_model(name: str, vocab_size: int, context: int, seed: int) -> PreTrainedModel:
-    """A causal language model with random weights that depend on `seed` alone, in float32 on the CPU."""
+    """A causal language model with random weights that depend on `seed` alone, in float32 on the CPU.
+
+    Raises ParameterError if the sizes of its config do not go together or need more memory than there is.
+    """
     config = model_config(name, vocab_size, context)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    make = partial(AutoModelForCausalLM.from_config, config, dtype=torch.float32, attn_implementation="sdpa")
+    try:
+        if (n_layers := getattr(config, "num_hidden_layers", 0)) > MAX_LAYERS:
+            raise ValueError(f"{n_layers:,} layers, more than {MAX_LAYERS:,}")
+        with torch.random.fork_rng():
+            with torch.device("meta"):
+                n_bytes = 4 * make().num_parameters()
+            if n_bytes > (memory := physical_memory()):
+                raise MemoryError(f"{n_bytes / 1e9:,.1f} GB of weights, and {memory / 1e9:,.1f} GB of memory")
+            torch.manual_seed(seed)
+            model = make()
+    except Exception as error:  # every architecture has its own for sizes that it cannot take
+        raise ParameterError(
+            f"model: {name!r} cannot be built ({first_line(error)}); choose or write another"
+        ) from error
     model.config.use_cache = False  # a cache of keys and values costs time and serves generation only
     return model
+
+
+def physical_memory() -> int:
+    """Memory of this machine in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def is_norm_layer(module: torch.nn.Module) -> bool:

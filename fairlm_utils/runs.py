@@ -51,10 +51,29 @@ PACKAGES = (
     "altair",
     "papermill",
 )
-TABLES = ("totals", "bins", "classes", "kinds", "reliability", "curves")
 TOKENS = "tokens.csv"
+SPLITS = ("training", "held-out")
+_RUN = ["model", "weight_decay", "seed"]
+_SCORES = ["loss", "loss_occurrences", "accuracy", "top5_accuracy", "learning_speed", "confidence", "ece"]
+_GROUP = ["n_types", "n_tokens", *_SCORES]
+_MEANS = [f"{mean}_{of}" for of in ("loss", "accuracy", "perplexity") for mean in ("average", "token_balanced")]
+#: The small tables of a run and of an experiment, and the columns of each.
+TABLES: dict[str, list[str]] = {
+    "totals": [*_RUN, "split", "n_types", "n_tokens", "n_train_tokens", *_MEANS],
+    "bins": [*_RUN, "split", "bin", "bin_low", *_GROUP],
+    "classes": [*_RUN, "split", "frequency_class", *_GROUP],
+    "kinds": [*_RUN, "split", "kind", *_GROUP],
+    "reliability": [*_RUN, "split", "frequency_class", "confidence_bin", "n_tokens", "confidence", "accuracy"],
+    "curves": [*_RUN, "bin", "bin_low", "step", "loss"],
+}
+_TOKEN_COLUMNS = ["token_id", "token", "kind", "n_train", "weight_decay"] + [
+    f"{of}_{split}" for of in ("loss", "change") for split in SPLITS
+]
+_TEXT = {"model", "variant", "split", "bin", "frequency_class", "kind", "token"}
+_WHOLE = {*_RUN, "variant", "split", "bin", "frequency_class", "kind", "n_train_tokens", *_MEANS}
 #: Types of the largest vocabulary whose table is written for committing; that of a larger one stays with its runs.
 MAX_COMMITTED_TYPES = 5_000
+_RESTORE = "restore it, or make it again by the command in its README.md"
 #: What a run's results are: weights, learning curves, per-token tables and small tables.
 RESULT_FILES = ("model/*.safetensors", "learning_curves.safetensors", "tokens_*.parquet", "tables/*.csv")
 SEAL = "sha256.json"
@@ -117,8 +136,13 @@ def run_dir(p: TrainingParams) -> Path:
 
     Raises RunError if a link leads it out of `runs_dir`, where nothing may be written.
     """
-    directory = Path(p.runs_dir) / p.experiment / p.run_id()
-    if not directory.resolve().is_relative_to(Path(p.runs_dir).resolve()):
+    return within(p.runs_dir, p.experiment, p.run_id())
+
+
+def within(runs_dir: str | Path, *names: str) -> Path:
+    """A folder below `runs_dir`. Raises RunError if a link leads it elsewhere, where nothing may be written."""
+    directory = Path(runs_dir, *names)
+    if not directory.resolve().is_relative_to(Path(runs_dir).resolve()):
         raise RunError(
             f"{directory}: is a link out of runs_dir to {directory.resolve()}; remove it, or set runs_dir to where it leads"
         )
@@ -127,10 +151,15 @@ def run_dir(p: TrainingParams) -> Path:
 
 @contextmanager
 def locked(directory: str | Path) -> Iterator[None]:
-    """Hold `directory` for this process; a second process waits until the first is done, and says so."""
+    """Hold `directory` for this process; a second process waits until the first is done, and says so.
+
+    Raises RunError if it cannot be written, or holds a link, through which files elsewhere would be.
+    """
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        if link := next(_links(directory), None):
+            raise RunError(f"{link}: is a link to {link.readlink()}; remove it: nothing is written through links")
         lock = FileLock(directory / ".lock")
         acquired = _try(lock)
     except (OSError, ValueError, NotImplementedError) as error:  # a NUL is a ValueError; disks without locks exist
@@ -142,6 +171,11 @@ def locked(directory: str | Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _links(directory: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(directory):  # unlike rglob it minds no file that another process removes
+        yield from (path for name in (*folders, *files) if (path := Path(folder, name)).is_symlink())
 
 
 def _try(lock: FileLock) -> bool:
@@ -245,14 +279,16 @@ class Results:
 def load_results(folder: str | Path) -> Results:
     """Tables of an experiment from a folder of committed tables or from the finished runs in RUNS_DIR/EXPERIMENT.
 
-    Raises RunError if the folder has neither, or holds runs whose parameters differ beyond model, λ and seed.
+    Raises RunError if the folder has neither, holds runs whose parameters differ beyond model, λ and seed, or a file that
+    is damaged or is not such a table.
     """
     folder = Path(folder)
     if (folder / "experiment.json").exists():
-        known = read_json(folder / "experiment.json")
-        verify(folder, known.pop("sha256", {}), "restore it, or make it again by the command in its README.md")
-        tokens = _read_csv(folder / TOKENS) if (folder / TOKENS).exists() else None
-        return Results(**{name: _read_csv(folder / f"{name}.csv") for name in TABLES}, **known, tokens=tokens)
+        known = _read_experiment(folder / "experiment.json")
+        tokens = _read_csv(folder / TOKENS, _TOKEN_COLUMNS) if (folder / TOKENS).exists() else None
+        return Results(
+            **{name: _read_csv(folder / f"{name}.csv", TABLES[name]) for name in TABLES}, **known, tokens=tokens
+        )
     finished = finished_runs(folder)
     if not finished:
         raise RunError(
@@ -262,8 +298,8 @@ def load_results(folder: str | Path) -> Results:
     for directory in finished:
         check_seal(directory, "tables/")
     tables = {
-        name: pd.concat([_read_csv(d / "tables" / f"{name}.csv") for d in finished], ignore_index=True)
-        for name in TABLES
+        name: pd.concat([_read_csv(d / "tables" / f"{name}.csv", columns) for d in finished], ignore_index=True)
+        for name, columns in TABLES.items()
     }
     tables = {
         name: table.sort_values([a for a in AXES if a in table], kind="stable", ignore_index=True)
@@ -310,11 +346,45 @@ def finished_runs(folder: str | Path) -> list[Path]:
     return sorted(path.parents[1] for path in Path(folder).glob("*/tables/totals.csv"))
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table with these columns, those of `_TEXT` text and the others numbers, those of `_WHOLE` without gaps."""
     try:
-        return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"bin": str, "model": str})
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(_TEXT, str))
+        if missing := [c for c in columns if c not in table]:
+            raise ValueError(f"no column {', '.join(missing)}")
+        if table.empty:
+            raise ValueError("no rows")
+        for column in columns:
+            if column not in _TEXT and table[column].dtype.kind not in "iuf":
+                raise ValueError(f"column {column} does not hold numbers")
+            if column in _WHOLE and table[column].isna().any():
+                raise ValueError(f"column {column} has gaps")
+        if "split" in columns and not {"training"} <= set(table["split"]) <= set(SPLITS):
+            raise ValueError(f"column split does not hold {' and '.join(SPLITS)}")
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({error}); remove its run's folder and run again") from error
+    return table
+
+
+def _read_experiment(path: Path) -> dict[str, Any]:
+    """Parameters and provenance of committed tables, whose digests are compared."""
+    known = read_json(path)
+    named = isinstance(known, dict) and known.keys() == {"params", "provenance", "sha256"}
+    if (
+        not named
+        or not all(isinstance(part, dict) for part in known.values())
+        or "git_commits" not in known["provenance"]
+    ):
+        raise RunError(f"{path}: is not of an experiment's tables; {_RESTORE}")
+    fields = TrainingParams.model_fields
+    try:
+        TrainingParams.check({k: v for k, v in known["params"].items() if k in fields}, str(path))
+    except ParameterError as error:
+        raise RunError(f"{error}; {_RESTORE}") from error
+    if missing := {"corpus", "steps"} - known["params"].keys():
+        raise RunError(f"{path}: says nothing of {', '.join(sorted(missing))}; {_RESTORE}")
+    verify(path.parent, known.pop("sha256"), _RESTORE)
+    return known
 
 
 def _shared_params(directories: list[Path]) -> dict[str, Any]:

@@ -53,14 +53,17 @@ class TokenizedCorpus:
 
 
 def cache_dir(p: TokenizationParams) -> Path:
-    """Folder of the tokenized corpus: a digest of all that determines the ids, read without loading the corpus."""
+    """Folder of the tokenized corpus: a digest of all that determines the ids, read without loading the corpus.
+
+    Raises RunError if a link leads it out of `runs_dir`.
+    """
     fields = [*CorpusParams.model_fields, "tokenizer", "vocab_size", "pre_tokenizer"]
     made_from = {name: getattr(p, name) for name in fields if name != "corpus_path"}
     sources = [source_state(p)]
     if p.tokenizer != "bpe" and Path(p.tokenizer).exists():  # a folder may hold another tokenizer tomorrow
         sources.append(files_state(Path(p.tokenizer)))
     digest = hashlib.sha256(json.dumps([made_from, *sources, _FORMAT], sort_keys=True).encode()).hexdigest()
-    return Path(p.runs_dir) / "tokenized" / f"{Path(p.corpus).stem}-{digest[:12]}"
+    return runs.within(p.runs_dir, "tokenized", f"{Path(p.corpus).stem}-{digest[:12]}")
 
 
 def tokenize_corpus(p: TokenizationParams) -> TokenizedCorpus:

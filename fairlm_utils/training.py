@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
 from fairlm_utils import runs
-from fairlm_utils.models import build_model, weight_decay_groups
+from fairlm_utils.cost import STATE_BYTES
+from fairlm_utils.models import build_model, physical_memory, weight_decay_groups
 from fairlm_utils.params import AuditParams, ParameterError, TrainingParams
 from fairlm_utils.remedies import RowDecay, dropout, frequency_scale, objective
 from fairlm_utils.token_loss import TokenSums, record_token_loss
@@ -236,6 +237,12 @@ def _train(p: TrainingParams, directory: Path) -> None:
     started = time.monotonic()
     corpus = tokenize_corpus(p)
     model = build_model(p.model, len(corpus.tokenizer), p.context, p.seed)
+    state = STATE_BYTES * model.num_parameters() / (n_processes() if p.sharded else 1)
+    if device(p) == "cpu" and state > physical_memory():
+        raise runs.RunError(
+            f"model: training {p.model!r} takes {state / 1e9:,.1f} GB for weights, gradients and AdamW's moments, and this "
+            f"machine has {physical_memory() / 1e9:,.1f} GB; choose a smaller model, or a device that holds it"
+        )
     sums = TokenSums(len(corpus.tokenizer), device(p))
     recorder = RecordTokenLoss(sums, p.window_steps)
     trainer = make_trainer(
@@ -324,10 +331,12 @@ def load_curves(directory: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarr
     path = Path(directory) / CURVES
     try:
         arrays = load_file(path)
+        steps, windows = arrays["steps"], arrays["windows"]
+        if windows.ndim != 3 or windows.shape[2] != 3 or steps.shape != windows.shape[:1]:
+            raise ValueError(f"steps {steps.shape} and windows {windows.shape} are not curves")
     except Exception as error:  # safetensors raises several types of its own for a damaged file
         raise runs.RunError(f"{path}: cannot be read ({error}); remove the run's folder and train it again") from error
-    windows = arrays["windows"]
-    return arrays["steps"], windows[..., 0], windows[..., 1], windows[..., 2]
+    return steps, windows[..., 0], windows[..., 1], windows[..., 2]
 
 
 def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) -> pd.DataFrame:

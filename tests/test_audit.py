@@ -73,6 +73,7 @@ def test_counts_from_a_file_make_the_bins(folder, corpus_file, tmp_path, suffix)
         ({"token_id": [1], "count": [-1]}, "counts of at least 0"),
         ({"token_id": [1], "count": [0.5]}, "whole numbers"),
         ({"token_id": ["a"], "count": [1]}, "whole numbers"),
+        ({"token_id": [1, 2], "count": [2**62, 2**62]}, "at most 2.53"),
     ],
 )
 def test_a_bad_counts_file_is_explained(tmp_path, table, said):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fairlm_utils import audit, metrics, params, tokenization
 from fairlm_utils.params import EvaluationParams, ParameterError
+from tests import fuzz_files
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 values = st.recursive(
@@ -121,3 +122,13 @@ def test_any_bytes_as_a_counts_file_are_counts_or_refused(tmp_path, data):
         assert "counts_file" in str(error)
     else:
         assert counts.shape == (50,) and counts.min() >= 0 and counts.sum() > 0
+
+
+@pytest.mark.parametrize("target", fuzz_files.TARGETS, ids=lambda t: t.__name__)
+def test_a_file_near_a_valid_one_is_read_or_refused(target, tmp_path):
+    """Seeded, and without atheris, which goes further by `make fuzz`."""
+    valid = fuzz_files.TARGETS[target]()
+    with fuzz_files.attempts(target) as attempt:
+        assert attempt(valid)
+        read = [attempt(data) for data in fuzz_files.mutations(valid, 200, seed=0)]
+    assert not all(read), "mutations are none"

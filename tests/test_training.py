@@ -212,7 +212,7 @@ def watched(self, args, trainer_state, control, model=None, **_):
     if trainer_state.global_step == int(os.environ["DIE_AT"]):
         os._exit(9)
     if trainer_state.global_step == args.max_steps:
-        print("embedding:", type(model.get_input_embeddings().weight).__name__)
+        sys.stdout.write(f"embedding: {type(model.get_input_embeddings().weight).__name__}\\n")  # whole, for two write
 training.RecordTokenLoss.on_step_end = watched
 sys.exit(evaluation.main(sys.argv[1:]))
 """

@@ -148,6 +148,32 @@ def test_any_text_as_a_config_is_read_or_refused_in_one_line(tmp_path, text):
         assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 1000
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [{"n_embd": 10**9}, {"n_embd": 7}, {"n_embd": 0}, {"n_embd": 200_000}, {"n_layer": 10**8}],
+    ids=lambda sizes: str(sizes)[1:-1],
+)
+def test_sizes_that_cannot_be_are_refused_before_memory_is_taken(tmp_path, sizes):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "gpt2", "n_layer": 1, "n_head": 2, **sizes}))
+    before = runs.peak_memory_mb()
+    with pytest.raises(ParameterError, match="cannot be built") as error:
+        models.build_model(str(path), 300, 16, seed=0)
+    assert len(str(error.value).splitlines()) == 1 and runs.peak_memory_mb() - before < 300
+
+
+def test_a_model_whose_training_needs_more_memory_than_there_is_is_refused_before_it_starts(
+    miniature, tmp_path, monkeypatch
+):
+    p = miniature(runs_dir=str(tmp_path / "runs"))
+    n_parameters = models.build_model(p.model, 305, p.context, 0).num_parameters()
+    for module in (models, training):
+        monkeypatch.setattr(module, "physical_memory", lambda: 8 * n_parameters)
+    with pytest.raises(runs.RunError, match="choose a smaller model"):
+        training.train(p)
+    assert not (runs.run_dir(p) / "checkpoints").exists()
+
+
 def test_code_in_a_data_set_never_runs(tmp_path, witness):
     code = f"open({str(witness)!r}, 'w')"
     for name in ("script/script.py", "alone.py"):
@@ -194,6 +220,32 @@ def test_a_linked_run_folder_is_refused_and_nothing_is_written_through_it(miniat
     for make in (training.train, evaluation.evaluate):
         with pytest.raises(runs.RunError, match="link out of runs_dir"):
             make(p)
+    assert not list(target.iterdir())
+
+
+@pytest.mark.parametrize("name", ["checkpoints", ".model.tmp", ".lock", "model", "tables"])
+def test_a_link_within_a_run_folder_is_refused_and_nothing_is_written_through_it(miniature, tmp_path, name):
+    """A folder of a stranger's runs, unpacked into runs_dir."""
+    p = miniature(runs_dir=str(tmp_path / "runs"), experiment="linked")
+    target = tmp_path / "elsewhere"
+    target.write_text("mine") if name == ".lock" else target.mkdir()
+    runs.run_dir(p).mkdir(parents=True)
+    (runs.run_dir(p) / name).symlink_to(target)
+    for make in (training.train, evaluation.evaluate):
+        with pytest.raises(runs.RunError, match=f"{name}: is a link to .*elsewhere"):
+            make(p)
+    assert target.read_text() == "mine" if name == ".lock" else not list(target.iterdir())
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["cache", "corpus"])
+def test_a_linked_tokenizer_cache_is_refused(miniature, tmp_path, whole):
+    p, target = miniature(runs_dir=str(tmp_path / "runs"), vocab_size=301), tmp_path / "elsewhere"
+    target.mkdir()
+    link = tokenization.cache_dir(p).parent if whole else tokenization.cache_dir(p)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    with pytest.raises(runs.RunError, match="link out of runs_dir"):
+        tokenization.tokenize_corpus(p)
     assert not list(target.iterdir())
 
 
