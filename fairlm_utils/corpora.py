@@ -230,7 +230,10 @@ def _check_expansion(file: Path) -> None:
 
 
 def _parquet_bytes(file: Path) -> Iterator[int]:
-    """Bytes that every chunk of a column takes in memory; only those with dictionaries have to be read to know."""
+    """Bytes that every group of rows takes in memory; what dictionaries stand for has to be read to know.
+
+    The columns' own metadata would say which have dictionaries, but PyArrow ends the process where they are damaged.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -240,13 +243,12 @@ def _parquet_bytes(file: Path) -> Iterator[int]:
         if parquet.metadata.num_rows == 0:
             raise ValueError("it has no rows")
         for group in range(parquet.num_row_groups):
-            columns = parquet.metadata.row_group(group)
-            for chunk in (columns.column(i) for i in range(columns.num_columns)):
-                yield max(chunk.total_uncompressed_size, 8 * chunk.num_values)
-                if chunk.path_in_schema in texts and any("DICTIONARY" in encoding for encoding in chunk.encodings):
-                    for part in parquet.read_row_group(group, [chunk.path_in_schema]).column(0).chunks:
-                        if pa.types.is_dictionary(part.type):
-                            yield pc.sum(pc.take(pc.binary_length(part.dictionary), part.indices)).as_py() or 0
+            rows = parquet.metadata.row_group(group)
+            yield max(rows.total_byte_size, 8 * rows.num_rows * rows.num_columns)
+            for column in texts:
+                for part in parquet.read_row_group(group, [column]).column(0).chunks:
+                    if pa.types.is_dictionary(part.type):
+                        yield pc.sum(pc.take(pc.binary_length(part.dictionary), part.indices)).as_py() or 0
 
 
 def _unpacked_bytes(file: Path) -> Iterator[int]:
