@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from fairlm_utils import runs
 from fairlm_utils.cost import STATE_BYTES
 from fairlm_utils.models import build_model, physical_memory, weight_decay_groups
-from fairlm_utils.params import AuditParams, ParameterError, TrainingParams
+from fairlm_utils.params import AuditParams, ParameterError, TrainingParams, first_line
 from fairlm_utils.remedies import RowDecay, dropout, frequency_scale, objective
 from fairlm_utils.token_loss import TokenSums, record_token_loss
 from fairlm_utils.tokenization import TokenizedCorpus, blocks, target_counts, tokenize_corpus
@@ -243,6 +243,8 @@ def _train(p: TrainingParams, directory: Path) -> None:
             f"model: training {p.model!r} takes {state / 1e9:,.1f} GB for weights, gradients and AdamW's moments, and this "
             f"machine has {physical_memory() / 1e9:,.1f} GB; choose a smaller model, or a device that holds it"
         )
+    if p.torch_compile != "none":  # in place, so that names of weights stay; head and loss remain as they are
+        model.base_model.compile(mode=p.torch_compile)
     sums = TokenSums(len(corpus.tokenizer), device(p))
     recorder = RecordTokenLoss(sums, p.window_steps)
     trainer = make_trainer(
@@ -257,7 +259,7 @@ def _train(p: TrainingParams, directory: Path) -> None:
         print(f"continuing from step {checkpoint.name.removeprefix('checkpoint-')}")
         recorder.resume(checkpoint / CURVES)
     minimised = objective(p, trainer.n_train)
-    with record_token_loss(model, sums, minimised), dropout(model, p.dropout), _explained_memory(p):
+    with record_token_loss(model, sums, minimised), dropout(model, p.dropout), _explained(p):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole, gathered from all processes if sharded
     if not is_main_process():
@@ -301,11 +303,15 @@ def last_whole_checkpoint(directory: Path) -> Path | None:
 
 
 @contextmanager
-def _explained_memory(p: TrainingParams) -> Iterator[None]:
-    """Within the context, running out of memory says which parameters to change."""
+def _explained(p: TrainingParams) -> Iterator[None]:
+    """Within the context, running out of memory and a model that cannot be compiled say which parameters to change."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise runs.RunError(
+                f"torch_compile: {p.model!r} cannot be compiled here ({first_line(error)}); set torch_compile: none"
+            ) from error
         if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
         raise runs.RunError(
