@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from fairlm_utils.metrics import bin_index, bin_label
-from fairlm_utils.token_loss import IGNORE_INDEX, TokenSums, record_token_loss
+from fairlm_utils.token_loss import IGNORE_INDEX, Objective, TokenSums, record_token_loss
 from fairlm_utils.training import n_processes
 
 
@@ -33,12 +33,15 @@ class TokenFrequencyCallback(TrainerCallback):
     by `metric_for_best_model`. `counts` [vocabulary] are training counts n_v; without them they are counted in the
     training stream as it goes, so that bins fill with time.
 
+    An `objective` replaces the loss that is minimised (and logged as `loss` in training), such as `Objective(loss_weights(
+    counts, 0.25))` of `remedies`; everything else is recorded of the plain cross-entropy.
+
     The model's own loss function gives way to one of the same value that keeps each token's loss, without a second
     forward pass; accumulation, padding, packing, autocast and data parallelism are correct. Raises RuntimeError at the
     first log if no token was seen: the model or Trainer computes its loss elsewhere, as with label_smoothing_factor.
     """
 
-    def __init__(self, trainer: Trainer, counts: np.ndarray | None = None):
+    def __init__(self, trainer: Trainer, counts: np.ndarray | None = None, objective: Objective | None = None):
         vocab_size = trainer.model.get_input_embeddings().weight.shape[0]
         if counts is not None and len(counts) > vocab_size:
             raise ValueError(f"counts has {len(counts):,} entries and the model {vocab_size:,} token types")
@@ -48,13 +51,14 @@ class TokenFrequencyCallback(TrainerCallback):
         if counts is not None:
             self.counts[: len(counts)] = counts
         self.training, self.evaluation = TokenSums(vocab_size, device), _EvaluationSums(vocab_size, device)
+        self.objective = objective
         self._recording: Any = None
         trainer.callback_handler.callbacks.insert(0, self)
         self._start()
 
     def _start(self) -> None:
         if self._recording is None:
-            self._recording = record_token_loss(self.model, self.training, evaluation_sums=self.evaluation)
+            self._recording = record_token_loss(self.model, self.training, self.objective, self.evaluation)
             self._recording.__enter__()
 
     def stop(self) -> None:

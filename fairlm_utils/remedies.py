@@ -111,18 +111,29 @@ def frequency_aware_adamw(
     return optimizer
 
 
+def loss_weights(counts: np.ndarray | Tensor, exponent: float) -> Tensor:
+    """Weights n_v^−α of the loss of each type [vocabulary] from training counts n_v, 0 for types that do not occur.
+
+    Scaled to a mean of 1 over the training tokens, so that the learning rate keeps its meaning (Cui et al. 2019 discuss the
+    choice of α: 1 is token-balanced, 0.5 square-root-balanced). `Objective(loss_weights(counts, 0.25))` is a training
+    objective for `callback.TokenFrequencyCallback`. Raises ValueError without counts.
+    """
+    n = torch.from_numpy(np.asarray(counts, dtype=np.float64))
+    if not (n > 0).any():
+        raise ValueError("no token type occurs; weights need counts")
+    weights = torch.where(n > 0, n.clamp(min=1) ** -exponent, 0.0)
+    return (weights * n.sum() / (weights * n).sum()).float()
+
+
 def objective(p: TrainingParams, n_train: np.ndarray) -> Objective | None:
     """The training objective of `p`, None for the plain mean cross-entropy, from training counts n_v [vocabulary].
 
-    Loss weights are n_v^−α, scaled to a mean of 1 over the training tokens, so that the learning rate keeps its meaning
-    (Cui et al. 2019 discuss the choice of α); logit adjustment adds τ log π_v with π_v = (n_v + 1) / Σ (n_v + 1).
+    Logit adjustment adds τ log π_v with π_v = (n_v + 1) / Σ (n_v + 1); for the weights see `loss_weights`.
     """
-    n = torch.from_numpy(np.asarray(n_train, dtype=np.float64))
-    weights = offset = None
-    if p.loss_weight_exponent:
-        weights = torch.where(n > 0, n.clamp(min=1) ** -p.loss_weight_exponent, 0.0)
-        weights = (weights * n.sum() / (weights * n).sum()).float()
+    weights = loss_weights(n_train, p.loss_weight_exponent) if p.loss_weight_exponent else None
+    offset = None
     if p.logit_adjustment:
+        n = torch.from_numpy(np.asarray(n_train, dtype=np.float64))
         offset = (p.logit_adjustment * torch.log((n + 1) / (n + 1).sum())).float()
     if weights is None and offset is None and not p.label_smoothing:
         return None

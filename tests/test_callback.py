@@ -13,6 +13,8 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 
 from fairlm_utils.callback import TokenFrequencyCallback, loss_by_frequency
+from fairlm_utils.remedies import loss_weights
+from fairlm_utils.token_loss import Objective
 from tests.test_remedies import VOCABULARY, Ids, gpt2
 
 
@@ -23,6 +25,15 @@ class Padded(Ids):
         labels = self.ids[i].clone()
         labels[6 - i % 4 :] = -100
         return {"input_ids": self.ids[i], "labels": labels, "attention_mask": (labels != -100).long()}
+
+
+class Targets(Ids):
+    """Blocks whose first token, which is no target, has no label: the Trainer divides by the number of labels."""
+
+    def __getitem__(self, i: int) -> dict:
+        labels = self.ids[i].clone()
+        labels[0] = -100
+        return {"input_ids": self.ids[i], "labels": labels}
 
 
 def trainer(tmp_path, data, evaluated=None, **options) -> Trainer:
@@ -81,6 +92,25 @@ def test_the_loss_and_the_weights_stay_as_they_were(tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     callback.stop()
     assert "_loss_function" not in vars(with_it.model)
+
+
+def test_an_objective_is_minimised_and_the_plain_loss_is_recorded(tmp_path):
+    """The loss weighted by n_v^−1, in a stock Trainer."""
+    data, held_out = Targets(24), Targets(13)
+    expected = slow(gpt2(), data)
+    weights = loss_weights(expected[:, 0], 1.0)
+    own = trainer(tmp_path, data, held_out, eval_strategy="steps", eval_steps=3, max_steps=6, logging_steps=6)
+    TokenFrequencyCallback(own, expected[:, 0], Objective(weights))
+    own.train()
+    logged = next(entry for entry in own.state.log_history if "loss" in entry)
+    weighted = (weights.numpy() * expected[:, 1]).sum() / expected[:, 0].sum()
+    assert abs(weighted - expected[:, 1].sum() / expected[:, 0].sum()) > 1e-3
+    assert logged["loss"] == pytest.approx(weighted, rel=1e-4)
+    expect(logged, expected, expected[:, 0])
+    plain = slow(gpt2(), held_out)
+    evaluated = next(entry for entry in own.state.log_history if "eval_loss" in entry)
+    assert evaluated["eval_loss"] == pytest.approx(plain[:, 1].sum() / plain[:, 0].sum(), rel=1e-4)
+    expect(evaluated, plain, expected[:, 0], "eval_")
 
 
 def test_tensorboard_receives_it_and_the_best_model_can_be_chosen_by_it(tmp_path, monkeypatch):
