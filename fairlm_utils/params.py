@@ -314,9 +314,6 @@ class AuditParams(CorpusParams):
         8, ge=1, description="blocks a batch; memory grows with this times context times vocabulary"
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 parameters")
-    torch_compile: Literal["none", "default", "reduce-overhead"] = Field(
-        "none", description="torch.compile of the model's layers in this mode, reduce-overhead takes CUDA graphs"
-    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
     n_threads: int = Field(1, ge=1, description="CPU threads")
     runs_dir: str = Field("runs", min_length=1, description="folder of everything generated")
