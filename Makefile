@@ -62,7 +62,7 @@ binder: setup ## replay the Binder image in a fresh environment, and the memory 
 
 fuzz: setup ## kill and fuzz for long: KILLS=200 random kills, SECONDS=300 a file format, property tests with many examples
 	$(PIP) --no-deps --require-hashes -r tests/fuzz.lock
-	$(BIN)/python -m tests.kill $(or $(KILLS),200) $(or $(SEED),1) "$$(mktemp -d)" python-docs
+	$(BIN)/python -m tests.kill $(or $(KILLS),200) $(or $(SEED),1) "$$(mktemp -d)"
 	for target in $$($(BIN)/python -m tests.fuzz_files); do \
 	  HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz_files $$target -max_total_time=$(or $(SECONDS),300) -max_len=4096 || exit 1; done
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_metrics.py tests/test_load.py

@@ -1,6 +1,8 @@
 """Kills runs at random moments of tokenizing, training, evaluating and writing, and compares with an undisturbed one.
 
-python -m tests.kill KILLS SEED FOLDER CORPUS         # prints a JSON line; used by tests/test_crashes.py and make fuzz
+python -m tests.kill KILLS SEED FOLDER [CORPUS]       # prints a JSON line; used by tests/test_crashes.py and make fuzz
+
+Without CORPUS 300 documents are taken, so few that no stage is much longer than the others.
 """
 
 import json
@@ -9,11 +11,12 @@ import random
 import signal
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
 
-from fairlm_utils import evaluation, runs, tokenization
+from fairlm_utils import corpora, evaluation, runs, tokenization
 from fairlm_utils.params import EvaluationParams
 
 KILLS_A_RUN = 5
@@ -83,5 +86,14 @@ def main(n_kills: int, seed: int, folder: Path, corpus: str) -> dict:
     return {"kills": kills, "runs": n_runs, "stages": stages, "different": different}
 
 
+def few_documents(folder: Path) -> str:
+    """A file of 300 documents of Python's documentation."""
+    path = folder / "documents.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in islice(corpora.python_docs(), 300)))
+    return str(path)
+
+
 if __name__ == "__main__":
-    print(json.dumps(main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])))
+    folder = Path(sys.argv[3])
+    corpus = sys.argv[4] if len(sys.argv) > 4 else few_documents(folder)
+    print(json.dumps(main(int(sys.argv[1]), int(sys.argv[2]), folder, corpus)))
