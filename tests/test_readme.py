@@ -8,7 +8,7 @@ import papermill
 import pytest
 import yaml
 
-from fairlm_utils import audit, claims, cost, evaluation, metrics, params, runs, sweep
+from fairlm_utils import audit, claims, comparisons, cost, evaluation, metrics, params, runs, sweep
 from fairlm_utils.reproduce import markdown
 from tests.test_readme_commands import commands
 
@@ -42,6 +42,30 @@ def test_table_1_of_imdb_is_that_of_the_results():
 @pytest.mark.parametrize("experiment", ["quick", "imdb-small"])
 def test_the_scale_is_stated(experiment):
     assert runs.load_results(ROOT / "results" / experiment).scale in README.replace("\n", " ")
+
+
+def one_pass_rows(folder: str | Path) -> list[str]:
+    """Rows of README's table of IMDB seen once: λ, and what it changes of the losses at λ = 0, with half intervals."""
+    results = runs.load_results(folder)
+    totals = {name: results.totals for name in ("average_loss", "token_balanced_loss")}
+    classes = {name: results.classes[results.classes["frequency_class"] == name] for name in ("low", "high")}
+    rows: dict[float, list[str]] = {}
+    for text in ("training", "held-out"):
+        for name, table in (totals | classes).items():
+            value = "loss" if name in classes else name
+            frame = table[table["split"] == text][["model", "split", "weight_decay", "seed", value]]
+            at_zero = frame.loc[frame["weight_decay"] == 0, value].mean()
+            rows.setdefault(0.0, []).append(f"{at_zero:.2f}")
+            for row in comparisons.paired(frame, value).itertuples():
+                if row.weight_decay:
+                    half = (row.high - row.low) / 2
+                    rows.setdefault(row.weight_decay, []).append(f"{row.mean:+.3f} ± {half:.3f}".replace("-", "−"))
+    return [f"| {weight_decay:g} | {' | '.join(row)} |" for weight_decay, row in rows.items()]
+
+
+def test_the_table_of_imdb_seen_once_is_that_of_the_results():
+    for row in one_pass_rows(ROOT / "results" / "imdb-onepass"):
+        assert row in README.splitlines(), row
 
 
 def test_links_and_pictures_exist():
