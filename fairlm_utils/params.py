@@ -277,7 +277,7 @@ class GeneralizationParams(Parameters):
     )
     onepass: str = Field("results/lambda-onepass", min_length=1, description="results of runs that see each block once")
     more_results: list[str] = Field(
-        ["results/quick", "results/contexts", "results/imdb-small"],
+        ["results/quick", "results/contexts", "results/imdb-small", "results/imdb-onepass"],
         description="results at other corpora, contexts and scales",
     )
     compared_weight_decay: float = Field(0.5, gt=0, description="λ compared with none where one is singled out")
