@@ -160,6 +160,7 @@ def count_tokens(n: int, vocab_size: int = 32_005, chunk: int = 2**22) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="make load")
+    parser.add_argument("--trained", type=int, default=500, help="runs trained and evaluated (default 500)")
     parser.add_argument("--tokens", type=int, default=10**9, help="tokens counted (default 10^9)")
     parser.add_argument("--runs", type=int, default=5000, help="runs whose results are loaded (default 5,000)")
     options = parser.parse_args()
@@ -167,7 +168,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp())
     try:
-        rows = _rows(folder, options.runs, options.tokens)
+        rows = _rows(folder, options.trained, options.runs, options.tokens)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(
@@ -178,13 +179,13 @@ def main() -> None:
     print(f"\npeak memory of this process {runs.peak_memory_mb():,.0f} MB; one thread")
 
 
-def _rows(folder: Path, n_runs: int, n_tokens: int) -> list[list]:
+def _rows(folder: Path, n_trained: int, n_runs: int, n_tokens: int) -> list[list]:
     corpus(folder)
     tokenization.tokenize_corpus(tiny(folder))
     rows = growth(
         "training and evaluating runs of a second",
         lambda n: [evaluation.evaluate(tiny(folder, experiment=f"sweep{n}", seed=i)) for i in range(n)],
-        (1, 4, 8, 16),
+        (1, n_trained // 100, n_trained // 10, n_trained),
     )[1:]
     rows[0][-1] = float("nan")  # the warm-up has made the one run before it
     finished = evaluation.evaluate(tiny(folder))
