@@ -1,6 +1,9 @@
 """Arbitrary input ends in a result or in one clear error; longer by `make fuzz`."""
 
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -132,3 +135,20 @@ def test_a_file_near_a_valid_one_is_read_or_refused(target, tmp_path):
         assert attempt(valid)
         read = [attempt(data) for data in fuzz_files.mutations(valid, 200, seed=0)]
     assert not all(read), "mutations are none"
+
+
+FOUND = Path(__file__).parent / "fixtures" / "fuzzed"
+
+
+def test_a_damaged_corpus_that_once_ended_the_process_is_refused():
+    """Found by make fuzz, in a process of its own: PyArrow aborts where the metadata of a column are read."""
+    code = "import sys; from fairlm_utils import corpora, params; corpora.load_corpus(params.CorpusParams(corpus=sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, FOUND / "corpus.parquet"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "CorpusError: corpus: " in done.stderr, done.stderr
+
+
+def test_damaged_counts_that_once_ended_in_an_error_of_pyarrow_are_refused():
+    with pytest.raises(ParameterError, match=r"counts_file: .* cannot be read"):
+        audit.read_counts(FOUND / "counts.parquet", 50)
