@@ -19,8 +19,9 @@ import pandas as pd
 import vl_convert
 from PIL import Image
 
+from fairlm_utils.metrics import SPLITS
+
 WIDTH, HEIGHT = 270, 240  # two panels and a legend fill the 800 pixels of a notebook
-SPLITS = ["training", "held-out"]
 #: Colours by λ, dark to light on the viridis scale, safe for colour-blind readers; wider steps where λ is common.
 _COLOURS = {
     0.0: "#440154",

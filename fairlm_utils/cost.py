@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tabulate import tabulate
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from fairlm_utils import params, runs
-from fairlm_utils.models import model_config
+from fairlm_utils.models import meta_model, model_config
 from fairlm_utils.params import EvaluationParams, ParameterError
 from fairlm_utils.tokenization import SPECIAL_TOKENS
 
@@ -45,8 +44,7 @@ STATE_BYTES = 16
 
 def parameter_counts(config: PreTrainedConfig) -> tuple[int, int]:
     """Parameters of a model, and those of them that multiply activations (all but norms, biases and look-ups), tied ones once."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = meta_model(config)
     matrices = sum(p.numel() for p in model.parameters() if p.dim() >= 2)
     embedding = model.get_input_embeddings().weight
     untied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is not embedding

@@ -20,11 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from fairlm_utils import metrics, runs, training
 from fairlm_utils.corpora import CorpusError
+from fairlm_utils.metrics import SPLITS
 from fairlm_utils.params import EvaluationParams, ParameterError, add_override_option, first_line, read
 from fairlm_utils.token_loss import IGNORE_INDEX, TokenSums, prediction_statistics, shifted_targets
 from fairlm_utils.tokenization import target_counts, token_kinds, tokenize_corpus
-
-SPLITS = ("training", "held-out")
 
 
 class Predictions(NamedTuple):

@@ -35,6 +35,8 @@ KEYS = (
 #: Confidence bins of equal width; 15 are usual for whole data sets (Guo et al. 2017), groups of rare types are smaller.
 N_CONFIDENCE_BINS = 10
 UNSEEN = "0"
+#: The texts that a model is evaluated on, never mixed.
+SPLITS = ("training", "held-out")
 
 
 def average_loss(table: pd.DataFrame) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -101,23 +100,27 @@ def build_model(name: str, vocab_size: int, context: int, seed: int) -> PreTrain
     Raises ParameterError if the sizes of its config do not go together or need more memory than there is.
     """
     config = model_config(name, vocab_size, context)
-    make = partial(AutoModelForCausalLM.from_config, config, dtype=torch.float32, attn_implementation="sdpa")
     try:
         if (n_layers := getattr(config, "num_hidden_layers", 0)) > MAX_LAYERS:
             raise ValueError(f"{n_layers:,} layers, more than {MAX_LAYERS:,}")
         with torch.random.fork_rng():
-            with torch.device("meta"):
-                n_bytes = 4 * make().num_parameters()
+            n_bytes = 4 * meta_model(config).num_parameters()
             if n_bytes > (memory := physical_memory()):
                 raise MemoryError(f"{n_bytes / 1e9:,.1f} GB of weights, and {memory / 1e9:,.1f} GB of memory")
             torch.manual_seed(seed)
-            model = make()
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     except Exception as error:  # every architecture has its own for sizes that it cannot take
         raise ParameterError(
             f"model: {name!r} cannot be built ({first_line(error)}); choose or write another"
         ) from error
     model.config.use_cache = False  # a cache of keys and values costs time and serves generation only
     return model
+
+
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A causal language model without weights, on the meta device: shapes and counts at no cost in memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def physical_memory() -> int:

@@ -36,6 +36,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from fairlm_utils.corpora import CorpusError
+from fairlm_utils.metrics import SPLITS
 from fairlm_utils.params import EvaluationParams, ParameterError, TrainingParams
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -52,7 +53,6 @@ PACKAGES = (
     "papermill",
 )
 TOKENS = "tokens.csv"
-SPLITS = ("training", "held-out")
 _RUN = ["model", "weight_decay", "seed"]
 _SCORES = ["loss", "loss_occurrences", "accuracy", "top5_accuracy", "learning_speed", "confidence", "ece"]
 _GROUP = ["n_types", "n_tokens", *_SCORES]
@@ -70,7 +70,7 @@ _TOKEN_COLUMNS = ["token_id", "token", "kind", "n_train", "weight_decay"] + [
     f"{of}_{split}" for of in ("loss", "change") for split in SPLITS
 ]
 _TEXT = {"model", "variant", "split", "bin", "frequency_class", "kind", "token"}
-_WHOLE = {*_RUN, "variant", "split", "bin", "frequency_class", "kind", "n_train_tokens", *_MEANS}
+_WHOLE = (_TEXT - {"token"}) | {*_RUN, "n_train_tokens", *_MEANS}
 #: Types of the largest vocabulary whose table is written for committing; that of a larger one stays with its runs.
 MAX_COMMITTED_TYPES = 5_000
 _RESTORE = "restore it, or make it again by the command in its README.md"
@@ -321,12 +321,12 @@ def token_changes(directories: Sequence[Path]) -> pd.DataFrame | None:
     if largest == 0 or min(p["weight_decay"] for _, p in known) > 0 or any(p.get("variant") for _, p in known):
         return None
     losses = {}
-    for split in ("training", "held-out"):
+    for split in SPLITS:
         for weight_decay in (0.0, largest):
             paths = [d / f"tokens_{split}.parquet" for d, p in known if p["weight_decay"] == weight_decay]
             losses[split, weight_decay] = _mean_loss(paths)
     columns = pd.read_parquet(paths[0], columns=["token_id", "token", "kind", "n_train"])
-    for split in ("training", "held-out"):
+    for split in SPLITS:
         columns[f"loss_{split}"] = losses[split, 0.0].round(4)
         columns[f"change_{split}"] = (losses[split, largest] - losses[split, 0.0]).round(4)
     columns["weight_decay"] = largest

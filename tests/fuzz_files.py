@@ -38,16 +38,18 @@ def experiment_file(folder: Path, data: bytes) -> None:
     params.read(folder / "x.yaml")
 
 
-def counts_csv(folder: Path, data: bytes) -> None:
-    (folder / "counts.csv").write_bytes(data)
-    counts = audit.read_counts(folder / "counts.csv", 50)
+def _counts(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    counts = audit.read_counts(path, 50)
     assert counts.shape == (50,) and counts.min() >= 0 and counts.sum() > 0
+
+
+def counts_csv(folder: Path, data: bytes) -> None:
+    _counts(folder / "counts.csv", data)
 
 
 def counts_parquet(folder: Path, data: bytes) -> None:
-    (folder / "counts.parquet").write_bytes(data)
-    counts = audit.read_counts(folder / "counts.parquet", 50)
-    assert counts.shape == (50,) and counts.min() >= 0 and counts.sum() > 0
+    _counts(folder / "counts.parquet", data)
 
 
 def model_config(folder: Path, data: bytes) -> None:

@@ -14,10 +14,10 @@ _FORBIDDEN = r"(?<!L)\bA?GPL|AFFERO|SSPL|PROPRIETARY|COMMERCIAL"
 _SHORT = 60
 
 
-def locked() -> list[str]:
-    """Names of the locked packages, PyTorch included, as they stand in the list without hashes."""
+def locked() -> dict[str, str]:
+    """Version of each locked package, PyTorch included, by its name as it stands in the list without hashes."""
     lines = (ROOT / "binder" / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    return [line.split("==")[0] for line in lines if "==" in line]
+    return dict(line.split("==") for line in lines)
 
 
 def licence(name: str) -> str:

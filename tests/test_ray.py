@@ -26,12 +26,13 @@ def cluster():
 
 def _started(tries: int = 3) -> Cluster:
     """A cluster of one node; on a loaded machine Ray's own start may time out, which it reports by SystemExit."""
-    for _ in range(tries - 1):
-        try:
-            return Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        except SystemExit:
-            time.sleep(10)
-    return Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        return Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    except SystemExit:
+        if tries == 1:
+            raise
+        time.sleep(10)
+        return _started(tries - 1)
 
 
 def test_a_killed_node_changes_no_result(cluster, miniature, tmp_path):

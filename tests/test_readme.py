@@ -45,21 +45,19 @@ def test_the_scale_is_stated(experiment):
 
 
 def one_pass_rows(folder: str | Path) -> list[str]:
-    """Rows of README's table of IMDB seen once: λ, and what it changes of the losses at λ = 0, with half intervals."""
+    """Rows of README's table of IMDB seen once: the losses at λ = 0, and what each λ changes of them, on both texts."""
     results = runs.load_results(folder)
-    totals = {name: results.totals for name in ("average_loss", "token_balanced_loss")}
-    classes = {name: results.classes[results.classes["frequency_class"] == name] for name in ("low", "high")}
-    rows: dict[float, list[str]] = {}
-    for text in ("training", "held-out"):
-        for name, table in (totals | classes).items():
-            value = "loss" if name in classes else name
-            frame = table[table["split"] == text][["model", "split", "weight_decay", "seed", value]]
-            at_zero = frame.loc[frame["weight_decay"] == 0, value].mean()
-            rows.setdefault(0.0, []).append(f"{at_zero:.2f}")
-            for row in comparisons.paired(frame, value).itertuples():
-                if row.weight_decay:
-                    half = (row.high - row.low) / 2
-                    rows.setdefault(row.weight_decay, []).append(f"{row.mean:+.3f} ± {half:.3f}".replace("-", "−"))
+    at_zero = []
+    for split in metrics.SPLITS:
+        totals, classes = (
+            t[(t["split"] == split) & (t["weight_decay"] == 0)] for t in (results.totals, results.classes)
+        )
+        at_zero += [totals["average_loss"].mean(), totals["token_balanced_loss"].mean()]
+        at_zero += [classes.loc[classes["frequency_class"] == c, "loss"].mean() for c in ("low", "high")]
+    rows = {0.0: [f"{loss:.2f}" for loss in at_zero]}
+    for weight_decay in sorted(set(results.totals["weight_decay"]) - {0.0}):
+        table = comparisons.at_weight_decay(results, weight_decay).set_index("split").loc[:, "average":]
+        rows[weight_decay] = [change for split in metrics.SPLITS for change in table.loc[split]]
     return [f"| {weight_decay:g} | {' | '.join(row)} |" for weight_decay, row in rows.items()]
 
 

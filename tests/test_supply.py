@@ -89,8 +89,7 @@ def locked_hashes() -> dict[str, tuple[str, list[str]]]:
 
 def locked_versions() -> dict[str, str]:
     """Version by name of the list without hashes."""
-    lines = (ROOT / "binder" / "constraints.txt").read_text().splitlines()
-    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    return {canonicalize_name(name): version for name, version in licences.locked().items()}
 
 
 def test_every_dependency_is_locked_with_hashes_and_without_them_in_the_same_version():

@@ -268,7 +268,7 @@ def test_out_of_memory_says_what_to_lower(miniature, monkeypatch):
 
 
 def test_a_compiled_model_learns_the_same_under_the_same_names(miniature, tmp_path):
-    """And continues from a checkpoint. Compiling changes the order of sums, and so the last bits alone."""
+    """Compiling changes the order of sums, and so the last bits alone."""
     config = tmp_path / "one.json"
     sizes = dict(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, intermediate_size=16
