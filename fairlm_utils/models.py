@@ -128,6 +128,35 @@ def physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+@torch.no_grad()
+def check_causal(model: PreTrainedModel) -> None:
+    """Raise ValueError unless the logits of every position depend on the tokens up to it alone.
+
+    Tried, not looked up: the last of a few tokens is exchanged, and no earlier logit may move. A model that reads an
+    encoder's output is refused as well, since its loss without one means nothing. Leaves mode and generators as they are.
+    """
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise ValueError(
+            f"{type(model).__name__} reads the output of an encoder; only causal language models are measured"
+        )
+    n_rows = model.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(1, 13, device=model.device) * 7919 % n_rows).repeat(2, 1)
+    ids[1, -1] = (ids[0, -1] + n_rows // 2) % n_rows
+    was_training = model.training
+    model.eval()
+    try:
+        first, second = (model(input_ids=row[None], use_cache=False).logits[0, :-1] for row in ids)
+    finally:
+        model.train(was_training)
+    moved = (first - second).abs().max().item()
+    if moved > 8 * torch.finfo(first.dtype).eps * first.abs().max().item():  # more than rounding
+        raise ValueError(
+            f"{type(model).__name__} is not causal: logits move by {moved:.2g} when a later token changes, so that each "
+            "position sees its own target; only causal language models are measured"
+        )
+
+
 def is_norm_layer(module: torch.nn.Module) -> bool:
     """Whether a module is a normalisation, which architectures name LayerNorm, RMSNorm, Qwen2RMSNorm, ..."""
     return "norm" in type(module).__name__.lower()

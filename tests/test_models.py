@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
 
 from fairlm_utils import models
 from fairlm_utils.params import ParameterError
@@ -62,3 +63,18 @@ def test_weight_decay_groups_hold_every_parameter_once():
         assert by_name["model.norm.weight"] == norm_decay and by_name["model.embed_tokens.weight"] == 0.5
     with pytest.raises(ParameterError):
         models.weight_decay_groups(model, 0.5, "some")
+
+
+def test_only_causal_language_models_pass_the_check():
+    """The last token is exchanged: a causal model's earlier logits stay, an encoder's move, with weights small or large."""
+    causal = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)).train()
+    state = torch.get_rng_state()
+    models.check_causal(causal)
+    assert causal.training and torch.equal(state, torch.get_rng_state())
+    sizes = dict(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    for spread in (0.02, 0.5):
+        encoder = BertLMHeadModel(BertConfig(**sizes, initializer_range=spread))
+        with pytest.raises(ValueError, match="is not causal"):
+            models.check_causal(encoder)
+    with pytest.raises(ValueError, match="output of an encoder"):
+        models.check_causal(BertLMHeadModel(BertConfig(**sizes, is_decoder=True, add_cross_attention=True)))
