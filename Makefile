@@ -23,7 +23,7 @@ setup: .venv/installed ## make .venv and install what requirements.lock holds, h
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --no-deps $$(grep '^torch==' requirements.txt)
 	$(PIP) --no-deps --require-hashes -r requirements.lock
-	$(PIP) --no-build-isolation -e '.[ray,browser,binder,lint]'
+	$(PIP) --no-build-isolation -e '.[ray,browser,binder,test,lint]'
 	touch $@
 
 reproduce: setup ## run all notebooks on PARAMS: table, verdicts and an HTML report; run again to continue
