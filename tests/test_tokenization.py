@@ -166,3 +166,13 @@ def test_low_frequency_shares(miniature):
     shares = tokenization.low_frequency_shares(p, tokenization.tokenize_corpus(p), [280, 300], 0.95)
     assert shares["vocab_size"].tolist() == [280, 300] and (shares["n_tokens"].diff().iloc[1:] < 0).all()
     assert shares[["low_frequency", "below_percentile"]].stack().between(0, 1).all()
+
+
+def test_a_lower_casing_bpe_learns_and_counts_lower_case_alone():
+    """Ids are those of the same text in lower case, for both pre-tokenizers; the default keeps case."""
+    for pre_tokenizer in ("byte-level", "whitespace-punctuation"):
+        tokenizer = train_bpe(["The Cat sat. THE cat sat."] * 20, 300, pre_tokenizer, lowercase=True)
+        upper, lower = (tokenizer.backend_tokenizer.encode(text).ids for text in ("THE CAT", "the cat"))
+        assert upper == lower and not any(c.isupper() for token in lower for c in tokenizer.decode([token]))
+    cased = train_bpe(["The Cat sat. THE cat sat."] * 20, 300).backend_tokenizer
+    assert cased.encode("THE CAT").ids != cased.encode("the cat").ids
