@@ -176,7 +176,7 @@ def weight_decay_groups(
     if decayed_parameters not in (known := get_args(DecayedParameters)):
         raise ParameterError(f"decayed_parameters: {decayed_parameters!r} is not one of {', '.join(known)}")
     embedding, head = (
-        id(m.weight) if m else None for m in (model.get_input_embeddings(), model.get_output_embeddings())
+        id(getattr(m, "weight", None)) for m in (model.get_input_embeddings(), model.get_output_embeddings())
     )
     norms = {id(p) for m in model.modules() if is_norm_layer(m) for p in m.parameters(recurse=False)}
     rows: list[tuple] = []

@@ -88,20 +88,20 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
 
     def _check_rows(self) -> None:
         model, rows = self._model(), self._rows
-        known = [module.weight for module in self._row_modules]
-        now = known if model is None else [module.weight for module in embedding_and_head(model)]
-        if list(map(id, now)) != list(map(id, known)) or not set(map(id, now)) <= set(map(id, rows["params"])):
+        modules = self._row_modules if model is None else embedding_and_head(model)
+        trained = [module.weight for module in modules if module.weight.requires_grad]
+        if not set(map(id, trained)) <= set(map(id, rows["params"])):
             raise ValueError(
                 "the optimiser does not hold the model's embedding and head: they were resized, replaced or moved to another "
                 "kind of device after it was made, or it was made from another model's parameters; make it anew"
             )
-        if any(weight.dim() != 2 or hasattr(weight, "placements") for weight in now):
+        if any(weight.dim() != 2 or hasattr(weight, "placements") for weight in trained):
             raise ValueError(
                 "the embedding or head is sharded, and decay by row needs whole rows on each device; train with data "
                 "parallelism (DDP), or with torch.optim.AdamW"
             )
         n_known = {len(rows["seen"]), len(rows["seen"] if rows["row_scale"] is None else rows["row_scale"])}
-        if n_known != (n_rows := {len(weight) for weight in now}):
+        if len(n_known | (n_rows := {len(weight) for weight in trained})) > 1:
             raise ValueError(
                 f"embedding and head have {_numbers(n_rows)} rows and the optimiser knows {_numbers(n_known)}; make the "
                 "optimiser after resizing, with a head as long as the embedding"
@@ -253,7 +253,7 @@ def embedding_and_head(model: PreTrainedModel) -> list[nn.Module]:
         raise ValueError(f"{type(model).__name__} has no embedding whose rows could decay; use torch.optim.AdamW")
     if getattr(embedding, "sparse", False):
         raise ValueError("the embedding has sparse gradients, which AdamW does not take; build it with sparse=False")
-    return [embedding] if head is None else [embedding, head]
+    return [module for module in (embedding, head) if isinstance(getattr(module, "weight", None), Tensor)]
 
 
 def _whole_counts(counts: np.ndarray | Tensor) -> np.ndarray:

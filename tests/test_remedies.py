@@ -200,8 +200,9 @@ def test_the_decay_of_other_precisions_is_rounded_once(dtype, by_counts):
     model, plain = gpt2().to(dtype), gpt2().to(dtype)
     counts = np.full(VOCABULARY, 9)
     counts[:10] = 3
-    optimizer = remedies.frequency_aware_adamw(model, 1e-2, 0.3, counts if by_counts else None)
-    adamw = torch.optim.AdamW(adamw_groups(plain, 0.3), lr=1e-2)
+    # an epsilon that float16 holds: 0 / 0 else
+    optimizer = remedies.frequency_aware_adamw(model, 1e-2, 0.3, counts if by_counts else None, eps=1e-4)
+    adamw = torch.optim.AdamW(adamw_groups(plain, 0.3), lr=1e-2, eps=1e-4)
     weight = model.get_input_embeddings().weight
     s = torch.ones(VOCABULARY, dtype=torch.float64)
     if by_counts:
@@ -220,6 +221,20 @@ def test_the_decay_of_other_precisions_is_rounded_once(dtype, by_counts):
         assert ((weight.detach().double() - expected).abs() <= limit).all()
     kept, theirs = weight[10:].double().norm(), plain.get_input_embeddings().weight[10:].double().norm()
     assert kept.item() == pytest.approx(theirs.item(), rel=2e-3)
+
+
+def test_float32_is_rounded_as_in_the_committed_results():
+    """1 − (η λ) s in float32, to the last bit: another rounding would be another run."""
+    model = gpt2()
+    counts = np.arange(VOCABULARY) + 1
+    optimizer = remedies.frequency_aware_adamw(model, 0.003, 0.7, counts)
+    weight = model.get_input_embeddings().weight
+    strength = np.minimum(1, counts / np.percentile(counts, 95)).astype(np.float32)
+    factor = np.float32(1) - np.float32(0.003 * 0.7) * strength
+    expected = weight.detach().numpy() * factor[:, None]
+    (model(input_ids=Ids().ids[:8], labels=Ids().ids[:8]).loss * 0.0).backward()
+    optimizer.step()
+    assert np.array_equal(weight.detach().numpy(), expected)
 
 
 @pytest.mark.parametrize("by_counts", [False, True])
@@ -485,6 +500,9 @@ def test_copies_and_pickles_keep_the_behaviour(copied, by_counts):
         ids = torch.tensor([[7, 8]])
         alone(input_ids=ids, labels=ids).loss.backward()
         assert not optimizer.seen.any()
+    apart = copied(optimizer)  # without its model, as of AdamW: state and strengths are there
+    apart.step()
+    assert torch.equal(apart.seen, optimizer.seen) and apart.param_groups[-1]["row_weight_decay"] == 0.5
 
 
 @pytest.mark.parametrize("by_counts", [False, True])
