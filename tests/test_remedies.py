@@ -608,6 +608,18 @@ def test_in_a_trainer_resumed_from_its_checkpoint(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+def test_rows_that_another_process_saw_decay_here_too(monkeypatch):
+    def all_reduce(marks, operation):
+        assert operation == torch.distributed.ReduceOp.MAX
+        marks[9] = 1  # what the other process saw
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    model = gpt2()
+    optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5)
+    assert zero_step(model, optimizer, 3, 4) == [3, 4, 9] and zero_step(model, optimizer, 5) == [5, 9]
+
+
 def test_rows_are_a_group_of_their_own_whatever_else_decays():
     model = gpt2(tied=False)
     rows = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
