@@ -170,16 +170,18 @@ def weight_decay_groups(
     `decayed_parameters` says what decays: "all"; "matrices" (two and more dimensions, the embedding included, norm gains
     and biases not: the usual default of training code); "no-embedding" (all but the embedding and the head);
     "no-embedding-nor-norms"; "embedding", "head" or "norms" alone. Tied parameters appear once and are both embedding and
-    head. With `rows_apart` embedding and head are in the group without decay, for `remedies.RowDecay` to decay them.
+    head. With `rows_apart` embedding and head are a last group without decay but with `row_weight_decay`, whatever else
+    decays, for `remedies.FrequencyAwareAdamW`.
     """
     if decayed_parameters not in (known := get_args(DecayedParameters)):
         raise ParameterError(f"decayed_parameters: {decayed_parameters!r} is not one of {', '.join(known)}")
     embedding, head = (
-        id(m.weight) if m else None for m in (model.get_input_embeddings(), model.get_output_embeddings())
+        id(getattr(m, "weight", None)) for m in (model.get_input_embeddings(), model.get_output_embeddings())
     )
     norms = {id(p) for m in model.modules() if is_norm_layer(m) for p in m.parameters(recurse=False)}
     rows: list[tuple] = []
     groups: dict[bool, list] = {True: [], False: []}
+    by_row: list = []
     for name, parameter in model.named_parameters():
         is_row, is_norm = id(parameter) in (embedding, head), id(parameter) in norms
         decayed = {
@@ -191,7 +193,10 @@ def weight_decay_groups(
             "head": id(parameter) == head,
             "norms": is_norm,
         }[decayed_parameters] and not (rows_apart and is_row)
-        groups[decayed].append(parameter)
+        (by_row if rows_apart and is_row else groups[decayed]).append(parameter)
         rows.append((name, "×".join(map(str, parameter.shape)), parameter.numel(), weight_decay if decayed else 0.0))
     table = pd.DataFrame(rows, columns=["parameter", "shape", "n_parameters", "weight_decay"])
-    return [{"params": p, "weight_decay": weight_decay if d else 0.0} for d, p in groups.items() if p], table
+    made = [{"params": p, "weight_decay": weight_decay if d else 0.0} for d, p in groups.items() if p]
+    if by_row:
+        made.append({"params": by_row, "weight_decay": 0.0, "row_weight_decay": weight_decay})
+    return made, table

@@ -6,8 +6,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fairlm_utils import runs
 from fairlm_utils.cost import STATE_BYTES
 from fairlm_utils.models import build_model, physical_memory, weight_decay_groups
 from fairlm_utils.params import AuditParams, ParameterError, TrainingParams, first_line
-from fairlm_utils.remedies import RowDecay, dropout, frequency_scale, objective
+from fairlm_utils.remedies import FrequencyAwareAdamW, dropout, frequency_scale, objective
 from fairlm_utils.token_loss import TokenSums, record_token_loss
 from fairlm_utils.tokenization import TokenizedCorpus, blocks, target_counts, tokenize_corpus
 
@@ -67,9 +68,14 @@ def _blocks(p: TrainingParams, corpus: TokenizedCorpus, ids: np.ndarray, starts:
     return Blocks(*blocks(ids, starts, p.context, p.packing, pad, n), pad_token_id=pad)
 
 
-def optimizer_and_schedule(p: TrainingParams, groups: list[dict]) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW over explicit parameter groups (Adam if the decay is a term of the loss) and its learning-rate schedule."""
-    optimizer = (torch.optim.AdamW if p.weight_decay_form == "decoupled" else torch.optim.Adam)(
+def optimizer_and_schedule(
+    p: TrainingParams, groups: list[dict], adam: Callable[..., torch.optim.Optimizer] | None = None
+) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW over explicit parameter groups (Adam if the decay is a term of the loss) and its learning-rate schedule.
+
+    `adam` makes another of the family, from the same arguments.
+    """
+    optimizer = (adam or (torch.optim.AdamW if p.weight_decay_form == "decoupled" else torch.optim.Adam))(
         groups,
         lr=p.learning_rate,
         betas=(p.adam_beta1, p.adam_beta2),
@@ -158,10 +164,10 @@ class _Trainer(Trainer):
             p, model = self.p, model or self.model
             by_row = p.embedding_decay != "uniform"
             groups, _ = weight_decay_groups(model, p.weight_decay, p.decayed_parameters, rows_apart=by_row)
-            self.optimizer, self.lr_scheduler = optimizer_and_schedule(p, groups)
-            if by_row:
-                scale = frequency_scale(self.n_train, p.frequency_exponent)
-                RowDecay(model, self.optimizer, p.weight_decay, scale if p.embedding_decay == "frequency" else None)
+            by_counts = p.embedding_decay == "frequency"
+            scale = frequency_scale(self.n_train, p.frequency_exponent) if by_counts else None
+            adam = partial(FrequencyAwareAdamW, model=model, row_scale=scale) if by_row else None
+            self.optimizer, self.lr_scheduler = optimizer_and_schedule(p, groups, adam)
         return self.optimizer
 
 
