@@ -98,6 +98,10 @@ class CorpusParams(Parameters):
     )
     corpus_path: str = Field("", description="local copy of a named corpus; empty reads it from the Hub")
     text_column: str = Field("text", description="column that holds a document's text")
+    txt_documents: Literal["auto", "file", "paragraph", "line"] = Field(
+        "auto",
+        description="what a document of .txt is, auto takes whole files if there are several, else paragraphs or lines",
+    )
     max_documents: int = Field(0, ge=0, description="documents kept of each split, 0 keeps all")
     heldout_fraction: float = Field(
         0.1, gt=0, lt=1, description="share of documents held out if the corpus has no test split"
@@ -207,6 +211,7 @@ class TrainingParams(TokenizationParams):
             "loss_weight_exponent",
             "logit_adjustment",
             "torch_compile",
+            "txt_documents",
         }
     )
 
