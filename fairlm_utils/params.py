@@ -115,6 +115,9 @@ class TokenizationParams(CorpusParams):
     pre_tokenizer: Literal["byte-level", "whitespace-punctuation"] = Field(
         "byte-level", description="byte-level, or whitespace-punctuation as in the paper's example"
     )
+    bos: Literal["auto", "yes", "no"] = Field(
+        "auto", description="documents begin with the BOS token, auto as the tokenizer's own rule has it"
+    )
     low_frequency_percentile: float = Field(
         95.0, gt=0, lt=100, description="types at or below this percentile of the counts are low-frequency"
     )
@@ -199,6 +202,7 @@ class TrainingParams(TokenizationParams):
     #: Fields added later: left out of the identity at their defaults, so that earlier runs keep their names.
     ADDED: ClassVar[frozenset[str]] = frozenset(
         {
+            "bos",
             "embedding_decay",
             "frequency_exponent",
             "weight_decay_form",
