@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         file = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
         if file and type(by_class) is not PreTrainedTokenizerFast:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+        if file and (mended := _with_ids_of_file(tokenizer.backend_tokenizer, Path(file))):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(name, tokenizer_object=mended)
     except Exception as error:  # transformers raises many types here
         raise ParameterError(
             f"tokenizer: {name!r} cannot be read ({first_line(error)}); use bpe, a folder or a Hub id, "
@@ -203,7 +206,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     if (
-        tokenizer is not by_class
+        type(by_class) is not type(tokenizer)
         and by_class.is_fast
         and _as_text(by_class).encode(_PROBE).ids != _as_text(tokenizer).encode(_PROBE).ids
     ):
@@ -213,6 +216,21 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         )
     tokenizer.chat_template = None  # not used here, and saved under names that its folder chooses
     return tokenizer
+
+
+def _with_ids_of_file(tokenizer: Tokenizer, path: Path) -> Tokenizer | None:
+    """The tokenizer of a `tokenizer.json` whose added tokens have other ids than `tokenizers` gave them, else None.
+
+    It gives each the next free id, and so closes the gaps between them.
+    """
+    state = json.loads(path.read_text(encoding="utf-8"))
+    added = {token["content"]: token["id"] for token in state.get("added_tokens", ())}
+    if all(tokenizer.token_to_id(token) == i for token, i in added.items()):
+        return None
+    if not isinstance(state["model"]["vocab"], dict):
+        raise ValueError("its added tokens have ids that this kind of model cannot give them")
+    state["model"]["vocab"] = {**added, **state["model"]["vocab"]}
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def n_ids(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -233,13 +251,14 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase, bos: str) -> bool:
 
 
 def _as_text(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of the tokenizer that takes every text as text: no truncation, padding or special tokens.
+    """A copy of the tokenizer that takes every text as text: no truncation, padding, dropout or special tokens.
 
     Its special tokens keep their ids under spellings that no text has. Not to look for them is not enough: their
     spellings are in the vocabulary of a Unigram or WordLevel model too, which may choose them.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["truncation"] = state["padding"] = state["post_processor"] = None
+    state["model"].pop("dropout", None)  # of a BPE: its ids would differ from call to call
     special = {token["content"] for token in state["added_tokens"] if token["special"]}
     hidden = {name: f"\uffff{k}\uffff" for k, name in enumerate(sorted(special | set(tokenizer.all_special_tokens)))}
     for token in state["added_tokens"]:
@@ -276,7 +295,7 @@ def encode(
 
     With `bos` each document begins with the BOS token (blocks that are packed may then begin in mid-document, without
     one). Documents are text: the spelling of a special token in one is tokenized like any other, and what the tokenizer
-    would truncate, pad or add by itself is left out. Ids are uint16 if the vocabulary fits, else uint32. Works a batch
+    would truncate, pad, drop out or add by itself is left out. Ids are uint16 if the vocabulary fits, else uint32. Works a batch
     at a time: memory holds the ids and little else.
     """
     fast, dtype = _as_text(tokenizer), np.uint16 if n_ids(tokenizer) <= 2**16 else np.uint32
@@ -333,13 +352,18 @@ def spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -
     ]
 
 
+@cache
+def _byte_of() -> dict[str, int]:
+    """The byte of each character of a byte-level alphabet: those that print are themselves, the rest follow in order."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    own = [ord(c) for c in alphabet if ord(c) < 256]
+    return dict(zip(alphabet, [*own, *(b for b in range(256) if b not in own)], strict=True))
+
+
 def _with_bytes(token: str, text: str) -> str:
     if re.fullmatch("<0x[0-9A-F]{2}>", token):  # byte fallback
         return f"<{token[3:5]}>"
-    # in a byte-level alphabet the bytes that print stand for themselves, the characters above 255 for the rest in order
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    own = [ord(c) for c in alphabet if ord(c) < 256]
-    byte = dict(zip(alphabet, [*own, *(b for b in range(256) if b not in own)], strict=True))
+    byte = _byte_of()
     if not set(token) <= byte.keys():
         return text
     escaped = bytes(byte[c] for c in token).decode("utf-8", "surrogateescape")

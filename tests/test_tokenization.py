@@ -313,6 +313,21 @@ def test_ids_with_gaps(shift, tmp_path, miniature):
     assert corpus.meta["vocabulary"] == 295 + shift
 
 
+def test_added_tokens_have_the_ids_of_the_file_and_dropout_of_merges_is_off(tmp_path):
+    """`tokenizers` gives added tokens the next free ids, whatever the file says, and drops merges if the file does."""
+    tokenizer = train_bpe(TEXTS, 290)
+    tokenizer.add_tokens(["catsat"])
+    want = encode(tokenizer, [*TEXTS, "a catsat"])[0]
+    tokenizer.save_pretrained(tmp_path)
+    state = json.loads((tmp_path / "tokenizer.json").read_text())
+    state["added_tokens"][-1]["id"], state["model"]["dropout"] = 340, 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(NAMES))
+    loaded = tokenization.load_tokenizer(str(tmp_path))
+    assert loaded.convert_tokens_to_ids("catsat") == 340 and tokenization.n_ids(loaded) == 341
+    assert encode(loaded, [*TEXTS, "a catsat"])[0].tolist() == [340 if i == 295 else i for i in want]
+
+
 def test_bos_follows_the_tokenizers_rule_or_the_parameter(byte_level):
     own, none = byte_fallback(), with_gap(0)
     assert tokenization.adds_bos(own, "auto") and tokenization.adds_bos(own, "yes")
