@@ -254,13 +254,15 @@ def _as_text(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """A copy of the tokenizer that takes every text as text: no truncation, padding, dropout or special tokens.
 
     Its special tokens keep their ids under spellings that no text has. Not to look for them is not enough: their
-    spellings are in the vocabulary of a Unigram or WordLevel model too, which may choose them.
+    spellings are in the vocabulary of a Unigram or WordLevel model too, which may choose them. A single character (some
+    take "!" for padding) stays what it is in a text.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["truncation"] = state["padding"] = state["post_processor"] = None
     state["model"].pop("dropout", None)  # of a BPE: its ids would differ from call to call
     special = {token["content"] for token in state["added_tokens"] if token["special"]}
-    hidden = {name: f"\uffff{k}\uffff" for k, name in enumerate(sorted(special | set(tokenizer.all_special_tokens)))}
+    special |= set(tokenizer.all_special_tokens)
+    hidden = {name: f"\uffff{k}\uffff" for k, name in enumerate(sorted(special)) if len(name) > 1}
     for token in state["added_tokens"]:
         token["content"] = hidden.get(token["content"], token["content"])
     model = state["model"]
@@ -272,7 +274,9 @@ def _as_text(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
         model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
     if "merges" in model:
         model["merges"] = [pair for pair in _merges(state) if hidden.keys().isdisjoint((*pair, "".join(pair)))]
-    return Tokenizer.from_str(json.dumps(state))
+    fast = Tokenizer.from_str(json.dumps(state))
+    fast.encode_special_tokens = True
+    return fast
 
 
 def _merges(state: dict[str, Any]) -> list[list[str]]:
@@ -295,8 +299,8 @@ def encode(
 
     With `bos` each document begins with the BOS token (blocks that are packed may then begin in mid-document, without
     one). Documents are text: the spelling of a special token in one is tokenized like any other, and what the tokenizer
-    would truncate, pad, drop out or add by itself is left out. Ids are uint16 if the vocabulary fits, else uint32. Works a batch
-    at a time: memory holds the ids and little else.
+    would truncate, pad, drop out or add by itself is left out. Ids are uint16 if the vocabulary fits, else uint32. Works
+    a batch at a time: memory holds the ids and little else.
     """
     fast, dtype = _as_text(tokenizer), np.uint16 if n_ids(tokenizer) <= 2**16 else np.uint32
     front, end = [tokenizer.bos_token_id] if bos else [], tokenizer.eos_token_id

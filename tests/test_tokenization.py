@@ -279,6 +279,15 @@ def test_the_spelling_of_a_special_token_in_a_document_is_text(make):
         assert inside[: ends[0] - 1].tolist() == flagged.encode("the </s> cat<s>", add_special_tokens=False).ids
 
 
+def test_a_character_that_is_a_special_token_too_is_still_text():
+    """As some take "!" for padding; a special token added as white space does not split the text either."""
+    tokenizer = train_bpe(["the cat sat! "] * 5, 265)
+    want = tokenizer.backend_tokenizer.encode("the cat! sat").ids
+    tokenizer.pad_token = "!"
+    tokenizer.add_special_tokens({"mask_token": " "})
+    assert encode(tokenizer, ["the cat! sat"])[0].tolist() == [*want, 2]
+
+
 def test_added_tokens_that_are_not_special_are_vocabulary(byte_level):
     tokenizer = train_bpe(TEXTS, 280)
     tokenizer.add_tokens(["catsat", "  "])
