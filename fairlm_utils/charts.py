@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -663,22 +664,49 @@ def low_frequency_share(frame: pd.DataFrame) -> alt.Chart:
     )
 
 
+#: Characters as they are drawn: plain spaces would collapse, others would not be seen.
+_SHOWN = {i: 0x2400 + i for i in range(32)} | {ord("\n"): "⏎", ord("\t"): "\u00a0", ord(" "): "\u00a0", 0x7F: "␡"}
+
+
+def _width(text: str) -> int:
+    """Columns of a fixed-width font that `text` takes: two for a wide or full-width character, none for a mark on another."""
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )
+
+
+def _lines(token: str, columns: int) -> list[str]:
+    """A token as it is drawn, in pieces that fit a line: one piece unless it is wider. A mark without a letter gets a ring."""
+    pieces = ["◌" if unicodedata.category(token[:1] or " ").startswith("M") else ""]
+    for c in token.translate(_SHOWN):
+        if _width(pieces[-1] + c) > columns:
+            pieces.append("")
+        pieces[-1] += c
+    return pieces
+
+
 def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int = 92) -> alt.LayerChart:
     """Figure 2a, right: an example document, its tokens in the order of reading, coloured by frequency class.
 
-    `tokens` are decoded strings, `classes` "low" or "high" of the same length; lines break at `columns` characters.
+    `tokens` are spelled strings (see `tokenization.spell`), `classes` "low" or "high" of the same length. Lines break at
+    `columns` characters, of which a full-width one takes two and a combining mark none; a longer token is cut. Tokens
+    without any white space, from a tokenizer that splits it away, are set one column apart.
     """
+    apart = int(not any(c.isspace() for token in tokens for c in token))
     rows, x, y = [], 0, 0
     for token, name in zip(tokens, classes, strict=True):
-        text = token.replace("\n", "⏎").replace("\t", " ").replace(" ", "\u00a0")  # plain spaces would collapse
-        spaces = len(text) - len(text.lstrip())  # the renderer trims them, so the letters are drawn behind them
-        if x + len(text) > columns and x:
+        for piece in _lines(token, columns):
+            width = max(1, _width(piece))
+            spaces = _width(piece[: len(piece) - len(piece.lstrip())])  # the renderer trims them: letters start behind
+            if x + width > columns and x:
+                x, y = 0, y + 1
+            rows.append(
+                {"x": x, "letters": x + spaces, "end": x + width, "y": y, "text": piece, "frequency class": name}
+            )
+            x += width + apart
+        if "\n" in token:
             x, y = 0, y + 1
-        rows.append(
-            {"x": x, "letters": x + spaces, "end": x + len(text), "y": y, "text": text, "frequency class": name}
-        )
-        x = 0 if "\n" in token else x + len(text)
-        y += "\n" in token
     frame = pd.DataFrame(rows)
     base = alt.Chart(frame).encode(
         x=alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, columns + 2], nice=False)),

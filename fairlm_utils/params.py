@@ -16,10 +16,10 @@ import types
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 #: The 256 byte values, all of which a byte-level vocabulary contains.
 BYTE_ALPHABET = 256
@@ -28,6 +28,11 @@ MAX_FILE_BYTES, MAX_DEPTH = 10**6, 20
 
 
 DecayedParameters = Literal["all", "matrices", "no-embedding", "no-embedding-nor-norms", "embedding", "head", "norms"]
+#: An unquoted yes or no is a boolean in YAML 1.1, which papermill reads.
+Bos = Annotated[
+    Literal["auto", "yes", "no"],
+    BeforeValidator(lambda value: ("no", "yes")[value] if isinstance(value, bool) else value),
+]
 
 
 class ParameterError(ValueError):
@@ -119,6 +124,7 @@ class TokenizationParams(CorpusParams):
     pre_tokenizer: Literal["byte-level", "whitespace-punctuation"] = Field(
         "byte-level", description="byte-level, or whitespace-punctuation as in the paper's example"
     )
+    bos: Bos = Field("auto", description="documents begin with the BOS token, auto as the tokenizer's own rule has it")
     low_frequency_percentile: float = Field(
         95.0, gt=0, lt=100, description="types at or below this percentile of the counts are low-frequency"
     )
@@ -203,6 +209,7 @@ class TrainingParams(TokenizationParams):
     #: Fields added later: left out of the identity at their defaults, so that earlier runs keep their names.
     ADDED: ClassVar[frozenset[str]] = frozenset(
         {
+            "bos",
             "embedding_decay",
             "frequency_exponent",
             "weight_decay_form",

@@ -214,6 +214,26 @@ def test_the_letters_of_a_token_stand_after_its_spaces_and_lines_wrap():
     ]
 
 
+def test_wide_characters_take_two_columns_marks_none_and_a_long_token_is_cut():
+    rows = rows_of(
+        charts.coloured_tokens(["名前 ", "e\u0301", "\u0301", "\u3000は", "名" * 6, "\t\r"], ["low"] * 6, columns=9)
+    )
+    assert [(r["x"], r["letters"], r["end"], r["y"], r["text"]) for r in rows] == [
+        (0, 0, 5, 0, "名前\u00a0"),
+        (5, 5, 6, 0, "e\u0301"),
+        (6, 6, 7, 0, "◌\u0301"),
+        (0, 2, 4, 1, "\u3000は"),
+        (0, 0, 8, 2, "名" * 4),
+        (0, 0, 4, 3, "名" * 2),
+        (4, 5, 6, 3, "\u00a0␍"),
+    ]
+
+
+def test_tokens_without_white_space_are_set_apart():
+    rows = rows_of(charts.coloured_tokens(["the", "名", "cat"], ["low"] * 3, columns=9))
+    assert [(r["x"], r["end"], r["y"]) for r in rows] == [(0, 3, 0), (4, 6, 0), (0, 3, 1)]
+
+
 def test_types_that_read_the_same_keep_a_bar_each():
     spec = ALL["hurt_tokens"].to_dict()
     assert len(set(spec["encoding"]["y"]["sort"])) == 2
