@@ -21,7 +21,8 @@ from papermill.exceptions import PapermillExecutionError
 
 from fairlm_utils import metrics, runs, training
 from fairlm_utils.corpora import Corpus, load_corpus
-from fairlm_utils.evaluation import load_model, token_sums, token_table
+from fairlm_utils.evaluation import check_ids, token_sums, token_table
+from fairlm_utils.models import check_causal, check_context, load_model, n_rows
 from fairlm_utils.params import (
     ALL_FIELDS,
     AuditParams,
@@ -33,7 +34,7 @@ from fairlm_utils.params import (
 )
 from fairlm_utils.report import notebook_html
 from fairlm_utils.sweep import run_notebook
-from fairlm_utils.tokenization import blocks, encode, load_tokenizer, token_counts
+from fairlm_utils.tokenization import adds_bos, blocks, encode, load_tokenizer, n_ids, token_counts
 
 NOTEBOOK = "08_audit"
 
@@ -59,19 +60,23 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
     Raises ParameterError or RunError for a model, tokenizer, counts file or context that cannot be used.
     """
     tokenizer = load_tokenizer(name)
-    model = load_model(name, len(tokenizer)).to(training.device(p))
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and p.context > longest:
-        raise ParameterError(f"context: {p.context} is longer than the {longest} positions of {name!r}; lower it")
-    vocab_size = model.config.vocab_size
-    counts = (
-        read_counts(p.counts_file, vocab_size)
-        if p.counts_file
-        else token_counts(encode(tokenizer, corpus.train)[0], vocab_size)
-    )
-    ids, starts = encode(tokenizer, corpus.heldout)
-    pad = tokenizer.pad_token_id
-    data = training.Blocks(*blocks(ids, starts, p.context, True, pad, p.max_heldout_blocks), pad_token_id=pad)
+    model = load_model(name).to(training.device(p))
+    check_context(model.config, p.context, repr(name))
+    try:
+        check_causal(model)
+    except ValueError as error:
+        raise runs.RunError(f"{name}: {error}") from error
+    vocab_size, bos = n_rows(model), adds_bos(tokenizer, p.bos)
+    print(f"bos {p.bos}: documents begin with {tokenizer.bos_token if bos else 'no BOS token'}")
+    ids, starts = encode(tokenizer, corpus.heldout, bos)
+    check_ids(ids, vocab_size, tokenizer, name)
+    if p.counts_file:
+        counts = read_counts(p.counts_file, max(vocab_size, n_ids(tokenizer)))[:vocab_size]
+    else:
+        train, _ = encode(tokenizer, corpus.train, bos)
+        check_ids(train, vocab_size, tokenizer, name)
+        counts = token_counts(train, vocab_size)
+    data = training.Blocks(*blocks(ids, starts, p.context, packing=True, max_blocks=p.max_heldout_blocks, bos=bos))
     with training.threads(p.n_threads):
         predictions = token_sums(model, data, p.eval_batch_size, getattr(torch, p.dtype))
     table = token_table(predictions.by_type, counts, tokenizer)

@@ -315,32 +315,40 @@ def encode(
 
 
 def blocks(
-    ids: np.ndarray, starts: np.ndarray, context: int, packing: bool, pad_token_id: int, max_blocks: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Training blocks: input ids and labels, both int64 [n, context]; the first `max_blocks` of them (0 takes all).
+    ids: np.ndarray,
+    starts: np.ndarray,
+    context: int,
+    packing: bool,
+    pad_token_id: int | None = None,
+    max_blocks: int = 0,
+    bos: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Training blocks: input ids and labels, both int64 [n, context], and the tokens of each block [n], None if packed.
 
-    With `packing` documents follow one another and are cut into full blocks (the ragged tail is dropped); without it
-    every document is one block, cut or padded to `context`, labels −100 at padding. A block's first token is no target
-    (label −100), so a block has context − 1 targets at most. Raises ParameterError if the text fills no block.
+    Takes the first `max_blocks` blocks (0 takes all). With `packing` documents follow one another and are cut into full
+    blocks (the ragged tail is dropped); without it every document is one block, cut or filled to `context` at its end
+    with `pad_token_id` (any id, for it is neither attended to nor a target), labels −100 there. A block's first token is
+    no target (label −100), so a block has context − 1 targets at most; nor is, with `bos`, the beginning-of-text token
+    that each document starts with: it is given, never predicted. Raises ParameterError if the text fills no block.
     """
+    n = len(ids) // context if packing else len(starts)
+    n = min(n, max_blocks or n)
+    if n == 0:
+        raise ParameterError(f"context: {context} tokens are more than the {len(ids):,} tokens of the split; lower it")
     if packing:
-        n = min(len(ids) // context, max_blocks or len(ids))
-        if n == 0:
-            raise ParameterError(
-                f"context: {context} tokens are more than the {len(ids):,} tokens of the split; lower it"
-            )
         inputs = ids[: n * context].reshape(n, context).astype(np.int64)
-        labels = inputs.copy()
+        labels, lengths = inputs.copy(), None
+        if bos:
+            labels.reshape(-1)[starts[starts < labels.size]] = IGNORE_INDEX
     else:
-        ends = np.append(starts[1:], len(ids))[: max_blocks or None]
-        starts = starts[: max_blocks or None]
-        inputs = np.full((len(starts), context), pad_token_id, dtype=np.int64)
-        labels = np.full((len(starts), context), IGNORE_INDEX, dtype=np.int64)
-        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            document = ids[start : min(end, start + context)]
-            inputs[row, : len(document)] = labels[row, : len(document)] = document
+        starts, ends = starts[:n], np.append(starts[1:], len(ids))[:n]
+        lengths = np.minimum(ends - starts, context)
+        inputs = np.full((n, context), pad_token_id or 0, dtype=np.int64)
+        labels = np.full((n, context), IGNORE_INDEX, dtype=np.int64)
+        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            inputs[row, :length] = labels[row, :length] = ids[start : start + length]
     labels[:, 0] = IGNORE_INDEX
-    return inputs, labels
+    return inputs, labels, lengths
 
 
 def spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -> list[str]:

@@ -70,7 +70,8 @@ def test_a_smaller_bpe_is_a_prefix_of_the_larger(documents):
 
 
 def test_packed_blocks_by_hand():
-    inputs, labels = blocks(np.arange(10, dtype=np.uint16), np.array([0, 4]), 3, True, pad_token_id=0)
+    inputs, labels, lengths = blocks(np.arange(10, dtype=np.uint16), np.array([0, 4]), 3, True, pad_token_id=0)
+    assert lengths is None
     assert inputs.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert labels.tolist() == [[-100, 1, 2], [-100, 4, 5], [-100, 7, 8]]
     assert len(blocks(np.arange(10, dtype=np.uint16), np.array([0]), 3, True, 0, max_blocks=2)[0]) == 2
@@ -80,10 +81,11 @@ def test_packed_blocks_by_hand():
 
 def test_padded_blocks_by_hand():
     ids = np.array([7, 8, 9, 5, 6], dtype=np.uint16)
-    inputs, labels = blocks(ids, np.array([0, 3]), 4, False, pad_token_id=0)
+    inputs, labels, lengths = blocks(ids, np.array([0, 3]), 4, False, pad_token_id=0)
+    assert lengths.tolist() == [3, 2]
     assert inputs.tolist() == [[7, 8, 9, 0], [5, 6, 0, 0]]
     assert labels.tolist() == [[-100, 8, 9, -100], [-100, 6, -100, -100]]
-    one, _ = blocks(ids, np.array([0, 3]), 4, False, 0, max_blocks=1)
+    one, *_ = blocks(ids, np.array([0, 3]), 4, False, 0, max_blocks=1)
     assert one.tolist() == [[7, 8, 9, 0]]
 
 
