@@ -228,12 +228,20 @@ def peak_memory_mb() -> float:
 
 
 def git_commit() -> str:
-    """Commit of the checkout, with `+changes` if files differ from it, or `unknown` outside a checkout."""
+    """Commit of this checkout, with `+changes` if files differ from it, or `unknown` outside one.
+
+    A repository that lies around an unpacked archive of this project is not its checkout.
+    """
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
+    environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, check=True, env=environment)
+        return os.fsdecode(done.stdout).strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != PROJECT or not git("ls-files", "--", "fairlm_utils"):
+            return "unknown"
         changed = git(
             "status", "--porcelain", "--untracked-files=no", "--", "fairlm_utils", "params", "requirements.txt"
         )

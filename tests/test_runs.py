@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import subprocess
 import time
 
 import pandas as pd
@@ -82,6 +83,61 @@ def test_a_folder_without_results_says_what_to_do(tmp_path):
 
 def test_provenance_names_a_commit_or_says_unknown():
     assert runs.git_commit() == "unknown" or len(runs.git_commit().removesuffix("+changes")) == 12
+
+
+def _git(folder, *words):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main"]
+    done = subprocess.run(["git", *identity, *words], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def unpacked(tmp_path, monkeypatch):
+    """The project's files as an archive leaves them, in a folder of another repository that has a commit."""
+    outer, project = tmp_path / "outer", tmp_path / "outer" / "fairlm"
+    (project / "fairlm_utils").mkdir(parents=True)
+    (project / "fairlm_utils" / "runs.py").write_text("x = 1\n")
+    (outer / "notes.txt").write_text("mine\n")
+    _git(outer, "init")
+    _git(outer, "add", "notes.txt")
+    _git(outer, "commit", "-m", "mine")
+    monkeypatch.setattr(runs, "PROJECT", project.resolve())
+    return project
+
+
+def test_the_commit_of_a_repository_around_the_project_is_not_its_own(unpacked, monkeypatch):
+    assert runs.git_commit() == "unknown"
+    _git(unpacked.parent, "add", ".")  # even if that one keeps a copy of it
+    _git(unpacked.parent, "commit", "-m", "copied")
+    assert runs.git_commit() == "unknown"
+    monkeypatch.setattr(runs, "PROJECT", unpacked.parent)  # nor is a checkout that has no fairlm_utils
+    assert runs.git_commit() == "unknown"
+
+
+def test_a_checkout_and_a_worktree_of_it_know_their_commit_whatever_git_variables_say(unpacked, monkeypatch):
+    outer = unpacked.parent
+    _git(unpacked, "init")
+    assert runs.git_commit() == "unknown"  # nothing is committed yet
+    _git(unpacked, "add", ".")
+    _git(unpacked, "commit", "-m", "first")
+    commit = _git(unpacked, "rev-parse", "--short=12", "HEAD")
+    with monkeypatch.context() as m:
+        m.setenv("GIT_DIR", str(outer / ".git"))
+        m.setenv("GIT_WORK_TREE", str(outer))
+        assert runs.git_commit() == commit
+    (unpacked / "fairlm_utils" / "runs.py").write_text("x = 2\n")
+    assert runs.git_commit() == f"{commit}+changes"
+    _git(unpacked, "worktree", "add", str(outer / "other"))
+    monkeypatch.setattr(runs, "PROJECT", outer / "other")
+    assert (outer / "other" / ".git").is_file() and runs.git_commit() == commit
+
+
+def test_a_checkout_that_git_refuses_has_no_known_commit(unpacked, monkeypatch):
+    _git(unpacked, "init")
+    (unpacked / ".git" / "config").write_text("[core\n")
+    assert runs.git_commit() == "unknown"
+    monkeypatch.setenv("PATH", "")
+    assert runs.git_commit() == "unknown"
 
 
 def test_a_run_is_shown_and_repeated_to_the_same_bits_and_a_difference_is_found(miniature, capsys):
