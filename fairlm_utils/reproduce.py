@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,16 @@ from tabulate import tabulate
 
 from fairlm_utils import params, runs
 from fairlm_utils.params import EvaluationParams, ParameterError
-from fairlm_utils.sweep import RUN_NOTEBOOKS, interrupted, report_outcomes, run_notebook, source_digest, sweep
+from fairlm_utils.sweep import (
+    RUN_NOTEBOOKS,
+    interrupted,
+    own_process,
+    report_outcomes,
+    run_notebook,
+    source_digest,
+    sweep,
+    texts_now,
+)
 
 # Libraries for models, statistics and pictures are imported where they are used: while notebooks run, this process only
 # waits, and should leave the memory to them.
@@ -45,17 +52,22 @@ def reproduce(
     """Run every notebook of an experiment file that has not been run yet and write the report; returns its index page.
 
     Prints Table 1 and the claims table. With `save_results` the small tables also go to that folder. Raises
-    ParameterError or RunError for a bad experiment before anything runs, and RunError if a run has failed.
+    ParameterError or RunError for a bad experiment, or one whose runs are of another text than is there now, before
+    anything runs, and RunError if a run has failed.
     """
     values = params.read(file, overrides)
     points = params.expand(values, str(file))
-    _check_models(points)
-    runs.check_experiment(points)
     folder = Path(points[0].runs_dir) / points[0].experiment
+    with own_process() as pool:
+        asked = dict.fromkeys((p.model, p.vocab_size, p.context) for p in points)
+        pool.submit(_check_models, list(asked)).result()
+        runs.check_experiment(points)
+        texts = pool.submit(texts_now, points).result()
+    runs.check_texts(folder, texts)
     single = {k: v for k, v in values.items() if not params.is_grid(k, v)}
 
-    done = {"01 tokenization": _notebook("01_tokenization", folder, single)}
-    outcomes = sweep(points, n_workers, retries)
+    done = {"01 tokenization": _notebook("01_tokenization", folder, single, json.dumps(texts, sort_keys=True))}
+    outcomes = sweep(points, n_workers, retries, texts=texts)
     report_outcomes(outcomes)
     if failed := [o for o in outcomes if o.status == "failed"]:
         raise runs.RunError(
@@ -117,14 +129,8 @@ def _picture(results: runs.Results) -> Any:
     return charts.by_bin(metrics.over_seeds(results.bins, "loss"))
 
 
-def _check_models(points: Sequence[EvaluationParams]) -> None:
-    """Raise ParameterError for a model that does not exist or is too short, in a process of its own: its imports are large."""
-    asked = [(p.model, p.vocab_size, p.context) for p in points]
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        pool.submit(_check_configs, list(dict.fromkeys(asked))).result()
-
-
-def _check_configs(asked: Sequence[tuple[str, int, int]]) -> None:
+def _check_models(asked: Sequence[tuple[str, int, int]]) -> None:
+    """Raise ParameterError for a model (name, vocabulary, context) that does not exist or is too short."""
     from fairlm_utils.models import model_config
 
     for name, vocab_size, context in asked:

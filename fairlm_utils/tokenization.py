@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fairlm_utils import runs
-from fairlm_utils.corpora import files_state, load_corpus, source_state
+from fairlm_utils.corpora import CorpusError, files_state, load_corpus, source_state
 from fairlm_utils.params import CorpusParams, ParameterError, TokenizationParams, first_line
 from fairlm_utils.token_loss import IGNORE_INDEX
 
@@ -41,7 +41,7 @@ class TokenizedCorpus:
     """Token ids of both splits: documents joined in order, each ending in the end-of-text token.
 
     `train`, `heldout` are flat arrays of ids, `*_starts` the index of each document's first token, `meta` says what
-    the documents are (description, fingerprint, numbers of documents, characters, tokens).
+    the documents are (description, fingerprint, digest of the ids, numbers of documents, characters, tokens).
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -81,6 +81,32 @@ def tokenize_corpus(p: TokenizationParams) -> TokenizedCorpus:
     return _load(directory)
 
 
+def text_now(p: TokenizationParams) -> dict[str, Any] | None:
+    """What the text of `p` is now: `meta` of its tokenized corpus, which is made if it is not there.
+
+    None if that is a corpus of the Hub that has not been tokenized here, or can no longer be had: there is nothing to
+    compare a finished run with, and its results stay readable.
+    """
+    directory = cache_dir(p)
+    try:
+        if not (directory / "meta.json").exists():
+            if source_state(p) == p.corpus:
+                return None
+            tokenize_corpus(p)
+        return _read_meta(directory)[0]
+    except (CorpusError, ParameterError, runs.RunError):
+        return None
+
+
+def _read_meta(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """`meta` of a tokenized corpus, with a digest of its ids, and the digests of its files."""
+    meta = runs.read_json(directory / "meta.json")
+    sha256 = meta.pop("sha256", {})
+    if ids := [sha256[name] for name in ("train.npy", "heldout.npy") if name in sha256]:
+        meta["ids"] = hashlib.sha256(json.dumps([*ids, meta.get("vocabulary")]).encode()).hexdigest()
+    return meta, sha256
+
+
 def _make(p: TokenizationParams, directory: Path) -> None:
     corpus = load_corpus(p)
     tokenizer = (
@@ -104,8 +130,8 @@ def _make(p: TokenizationParams, directory: Path) -> None:
 
 
 def _load(directory: Path) -> TokenizedCorpus:
-    meta = runs.read_json(directory / "meta.json")
-    runs.verify(directory, meta.pop("sha256", {}), "remove its folder to tokenize again")
+    meta, sha256 = _read_meta(directory)
+    runs.verify(directory, sha256, "remove its folder to tokenize again")
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer", trust_remote_code=False)
         arrays = {

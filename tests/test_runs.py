@@ -2,13 +2,14 @@
 
 import json
 import multiprocessing
+import shutil
 import subprocess
 import time
 
 import pandas as pd
 import pytest
 
-from fairlm_utils import evaluation, runs
+from fairlm_utils import evaluation, runs, sweep, tokenization, training
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path):
@@ -156,6 +157,112 @@ def test_a_run_is_shown_and_repeated_to_the_same_bits_and_a_difference_is_found(
     assert runs.main(["repeat", str(run)]) == 1
     assert "DIFFERS        tables/bins.csv" in capsys.readouterr().out
     assert runs.main(["repeat", str(run.parent)]) == 2
+
+
+def _write(path, word):
+    lines = [f"The {i}th {word} stands near the {word} of the {i + 1}th village. " * 3 for i in range(80)]
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+
+
+@pytest.fixture
+def own(miniature, tmp_path):
+    """Parameters of a run on a corpus file of its own, which may be replaced; keyword arguments override them."""
+    _write(tmp_path / "mine.jsonl", "house")
+
+    def make(**values):
+        defaults = {"corpus": str(tmp_path / "mine.jsonl"), "runs_dir": str(tmp_path / "runs"), "steps": 4}
+        return miniature(**{**defaults, "experiment": "own", "window_steps": 2, "checkpoint_steps": 2, **values})
+
+    return make
+
+
+def test_a_finished_run_is_not_shown_beside_another_text_and_is_again_beside_its_own(own, tmp_path):
+    p = own()
+    directory = evaluation.evaluate(p)
+    _write(tmp_path / "mine.jsonl", "zzqx 0192837465")
+    for make in (training.train, evaluation.evaluate):
+        with pytest.raises(
+            runs.RunError, match=rf"{directory.name}: was made from another text: .*mine.jsonl' has changed"
+        ):
+            make(p)
+    with pytest.raises(runs.RunError, match="remove the folder"):
+        sweep.sweep([p])
+    with pytest.raises(runs.RunError, match="another text"):
+        runs.repeat(directory)
+    assert len(runs.load_results(directory.parent).totals) == 2  # results alone ask for no corpus
+    _write(tmp_path / "mine.jsonl", "house")  # the same text at another time
+    assert evaluation.evaluate(p) == directory
+    (tmp_path / "mine.jsonl").unlink()
+    assert evaluation.evaluate(p) == directory
+
+
+def test_a_run_of_another_text_does_not_join_an_experiment(own, tmp_path):
+    first = evaluation.evaluate(own(weight_decay=0.0))
+    _write(tmp_path / "mine.jsonl", "zzqx 0192837465")
+    second = own(weight_decay=1.0)
+    for make in (training.train, evaluation.evaluate, lambda p: sweep.sweep([p])):
+        with pytest.raises(runs.RunError, match=rf"{first.name}: was made from another text"):
+            make(second)
+    assert not (runs.run_dir(second) / "checkpoints").exists()
+    evaluation.evaluate(own(weight_decay=1.0, experiment="elsewhere"))
+    shutil.copytree(
+        runs.run_dir(own(weight_decay=1.0, experiment="elsewhere")),
+        second_dir := runs.run_dir(second),
+        dirs_exist_ok=True,
+    )
+    with pytest.raises(runs.RunError, match="was made from another text"):
+        runs.load_results(first.parent)
+    (second_dir / runs.TEXT).unlink()  # runs of earlier versions recorded the fingerprint alone, once they had finished
+    with pytest.raises(runs.RunError, match="was made from another text"):
+        runs.load_results(first.parent)
+
+
+def test_an_interrupted_run_does_not_go_on_with_another_text(own, tmp_path, monkeypatch):
+    p = own(steps=6)
+    with monkeypatch.context() as m:
+        m.setattr(training.RecordTokenLoss, "_close_window", _stop_after(4, training.RecordTokenLoss._close_window))
+        with pytest.raises(KeyboardInterrupt):
+            training.train(p)
+    assert list((runs.run_dir(p) / "checkpoints").glob("checkpoint-*"))
+    _write(tmp_path / "mine.jsonl", "zzqx 0192837465")
+    for make in (training.train, evaluation.evaluate, lambda p: sweep.sweep([p])):
+        with pytest.raises(runs.RunError, match="was made from another text"):
+            make(p)
+    _write(tmp_path / "mine.jsonl", "house")
+    training.train(p)
+
+
+def _stop_after(step, original):
+    def close(self, now):
+        original(self, now)
+        if now >= step:
+            raise KeyboardInterrupt
+
+    return close
+
+
+def test_a_tokenizer_folder_that_was_replaced_is_noticed_and_an_old_run_without_its_digest_passes(
+    own, tmp_path, documents
+):
+    p, folder = own(tokenizer=str(tmp_path / "tokenizer")), tmp_path / "tokenizer"
+    tokenization.train_bpe(documents, 300).save_pretrained(folder)
+    directory = evaluation.evaluate(p)
+    shutil.rmtree(folder)
+    tokenization.train_bpe(documents[:20], 280).save_pretrained(folder)
+    for make in (training.train, evaluation.evaluate, lambda p: sweep.sweep([p])):
+        with pytest.raises(runs.RunError, match=f"was made from another tokenizer: '{folder}' has changed"):
+            make(p)
+    known = runs.read_json(directory / "provenance.json")
+    del known["corpus"]["ids"]
+    runs.write_json(directory / "provenance.json", known)
+    (directory / runs.TEXT).unlink()
+    assert evaluation.evaluate(p) == directory
+
+
+def test_variants_of_several_vocabularies_share_their_text(own):
+    for size in (290, 300):
+        evaluation.evaluate(own(variant=str(size), vocab_size=size))
+    assert len(runs.load_results(runs.run_dir(own()).parent).totals) == 4
 
 
 def test_variants_may_differ_and_the_results_say_in_what(miniature):
