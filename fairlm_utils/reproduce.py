@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -204,17 +205,29 @@ def _conclude(file: str | Path, folder: Path, results: runs.Results, done: dict[
         f"\n{results.scale}; losses in nats; mean ± sd over seeds, or ± half a 95 % Student-t interval where compared"
     )
     for name, table in reversed(tables.items()):
-        widths = [12, 42, 16, 20, 36, 16] if name == "Claims" else None
-        print(f"\n{name}")
-        print(
-            tabulate(table.drop(columns="rule", errors="ignore"), headers="keys", showindex=False, maxcolwidths=widths)
-        )
+        print(f"\n{name}\n{_for_terminal(name, table)}")
     lines = [
         "Weight decay and the loss of low-frequency tokens: claims of arXiv 2410.11985 checked on models trained by this command.",
         f"Scale: {results.scale}. Experiment file: {file}. Losses in nats, mean ± sd over seeds.",
     ]
     title = f"The Fair Language Model Paradox: {results.params['experiment']}"
     return write_report(folder / "report", title, lines, tables, done)
+
+
+def _for_terminal(name: str, table: pd.DataFrame) -> str:
+    """A table as it fits the terminal: claims as a verdict and a paragraph each, Table 1 under narrow headings."""
+    if name != "Claims":
+        if name == "Table 1":  # the line above it says what all rows share
+            table = table.drop(columns=[c for c in ("model", "n_seeds") if table[c].nunique() == 1])
+            table = table.rename(columns=lambda c: c.replace("_", "\n"))
+        return tabulate(table, headers="keys", showindex=False)
+    width = shutil.get_terminal_size((120, 24)).columns
+    verdicts = table["verdict"].str.len().max()
+    rows = [
+        (row.verdict, f"{row.claim}\npaper: {row.paper} ({row.exhibit})\nhere: {row.ours}")
+        for row in table.itertuples(index=False)
+    ]
+    return tabulate(rows, tablefmt="plain", maxcolwidths=[None, max(20, width - verdicts - 2)], disable_numparse=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,9 +14,11 @@ python -m fairlm_utils.runs repeat RUN_DIR      # train and evaluate it again el
 from __future__ import annotations
 
 import argparse
+import codecs
 import glob
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -79,6 +81,22 @@ RESULT_FILES = ("model/*.safetensors", "learning_curves.safetensors", "tokens_*.
 SEAL = "sha256.json"
 #: Which text a run was made from: digests of the documents and of their token ids.
 TEXT = "text.json"
+#: What the characters of our own messages are where a terminal lacks them.
+_PLAIN = {
+    **{"λ": "lambda", "Σ": "sum", "π": "pi", "ℓ": "loss", "×": "x", "±": "+-", "−": "-", "–": "-", "—": "-", "→": "->"},
+    **{
+        "≤": "<=",
+        "≥": ">=",
+        "²": "2",
+        "·": "*",
+        "…": "...",
+        "‘": "'",
+        "’": "'",
+        "“": '"',
+        "”": '"',
+        "\N{NO-BREAK SPACE}": " ",
+    },
+}
 #: Parameters that differ between the runs of one experiment; all others must agree, but between variants.
 AXES = ("model", "variant", "weight_decay", "seed")
 
@@ -88,8 +106,27 @@ class RunError(RuntimeError):
 
 
 def enter_project() -> None:
-    """Make the project's root the working directory, so that relative paths mean the same wherever a notebook starts."""
+    """Make the project's root the working directory, so that relative paths mean the same wherever a notebook starts.
+
+    And let what is printed from now on reach any terminal, see `print_plainly`.
+    """
     os.chdir(PROJECT)
+    print_plainly()
+
+
+def print_plainly() -> None:
+    """Let stdout and stderr take every text: what the terminal's encoding lacks is written in ASCII, λ as `lambda`."""
+    codecs.register_error("fairlm.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's streams are UTF-8, and none
+            stream.reconfigure(errors="fairlm.plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in text), error.end
 
 
 def progress(*arguments: Any, **options: Any) -> tqdm:

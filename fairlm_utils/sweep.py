@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import pandas as pd
 import papermill
+from jupyter_client import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
@@ -43,6 +44,14 @@ class Outcome:
     error: str = ""
 
 
+class _Kernel(AsyncKernelManager):
+    """A kernel that is asked to end, and not interrupted first: one that has just answered would call that an error."""
+
+    async def _async_interrupt_kernel(self) -> None:
+        if not self.shutting_down:
+            await super()._async_interrupt_kernel()
+
+
 def run_notebook(name: str, output: Path, values: dict[str, Any]) -> None:
     """Execute a notebook of notebooks/ with papermill, from the project's root; the executed copy goes to `output`.
 
@@ -58,6 +67,7 @@ def run_notebook(name: str, output: Path, values: dict[str, Any]) -> None:
         progress_bar=False,
         kernel_name="python3",
         extra_arguments=["--IPKernelApp.log_level=40"],  # not its note that a local kernel speaks TCP
+        kernel_manager_class=_Kernel,
     )
 
 
@@ -143,7 +153,7 @@ def sweep(
 
 def own_process() -> ProcessPoolExecutor:
     """One process for what needs large imports, which this one does without while notebooks run."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), runs.print_plainly)
 
 
 def texts_now(points: Sequence[EvaluationParams]) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
+import sys
 import time
 
 import pandas as pd
@@ -274,3 +276,45 @@ def test_variants_may_differ_and_the_results_say_in_what(miniature):
     assert set(results.bins["variant"]) == {"plain", "dropped"} and "2 variants" in results.scale
     with pytest.raises(runs.RunError, match="variant"):
         runs.check_experiment([miniature(experiment="variants", variant="plain", steps=2)])
+
+
+OURS = "λ ≤ 1 × 2 – ± 3 → − ’ … Ġ ▁ 中 \udce4"
+
+
+@pytest.mark.parametrize(
+    "settings, wanted",
+    [
+        ({"PYTHONIOENCODING": "ascii"}, "lambda <= 1 x 2 - +- 3 -> - ' ... \\u0120 \\u2581 \\u4e2d \\udce4"),
+        ({"PYTHONIOENCODING": "latin-1"}, "lambda <= 1 × 2 - ± 3 -> - ' ... \\u0120 \\u2581 \\u4e2d \\udce4"),
+        ({"PYTHONIOENCODING": "cp1252"}, "lambda <= 1 × 2 – ± 3 -> - ’ … \\u0120 \\u2581 \\u4e2d \\udce4"),
+        ({"PYTHONIOENCODING": "utf-8"}, "λ ≤ 1 × 2 – ± 3 → − ’ … Ġ ▁ 中 \\udce4"),
+        (
+            {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+            "lambda <= 1 x 2 - +- 3 -> - ' ... \\u0120 \\u2581 \\u4e2d \\udce4",
+        ),
+    ],
+    ids=lambda v: str(v)[:24],
+)
+def test_any_terminal_takes_what_is_printed(settings, wanted):
+    code = (
+        "import sys; from fairlm_utils import runs; runs.enter_project()\n"
+        f"for stream in (sys.stdout, sys.stderr): print({OURS!a}, file=stream)"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "PYTHONIOENC"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env={**environment, **settings}, check=True
+    )
+    encoding = settings.get("PYTHONIOENCODING", "ascii")
+    assert done.stdout.decode(encoding).strip() == done.stderr.decode(encoding).strip() == wanted
+
+
+def test_the_help_of_every_command_is_ascii():
+    modules = ["audit", "cost", "evaluation", "reproduce", "runs", "sweep"]
+    code = (
+        f"import importlib\nfor name in {modules}:\n"
+        "    try: importlib.import_module('fairlm_utils.' + name).main(['-h'])\n"
+        "    except SystemExit: pass"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.count("usage: python -m fairlm_utils.") == len(modules)
