@@ -26,7 +26,7 @@ from fairlm_utils.metrics import SPLITS
 from fairlm_utils.models import load_model, n_rows
 from fairlm_utils.params import EvaluationParams, ParameterError, add_override_option, read
 from fairlm_utils.token_loss import IGNORE_INDEX, TokenSums, prediction_statistics, shifted_targets
-from fairlm_utils.tokenization import n_ids, spell, target_counts, token_kinds, tokenize_corpus
+from fairlm_utils.tokenization import n_ids, spell, target_counts, text_now, token_kinds, tokenize_corpus
 
 
 class Predictions(NamedTuple):
@@ -143,12 +143,15 @@ def evaluate(p: EvaluationParams) -> Path:
     """Evaluate the run of `p` on its training blocks and on held-out blocks; trains it first if it is not trained.
 
     Writes tokens_SPLIT.parquet, the per-token tables, and then the run's rows of the experiment's tables to tables/.
-    A run that has been evaluated is not evaluated again. Returns the run directory.
+    A run that has been evaluated is not evaluated again. Returns the run directory. Raises RunError if the run is of
+    another text, or another tokenizer, than is there now.
     """
     directory = runs.run_dir(p)
     if not (directory / "provenance.json").exists():
         print(f"no finished run in {directory}: training it now")
         training.train(p)
+    else:
+        runs.check_text(directory, p, text_now(p))
     finished = directory / "tables" / "totals.csv"
     if not finished.exists():  # a finished run may lie on a disk that cannot be written
         with runs.locked(directory):

@@ -5,6 +5,7 @@ python -m fairlm_utils.report site          # `make site`
 
 from __future__ import annotations
 
+import hashlib
 import html
 import logging
 import os
@@ -23,6 +24,7 @@ from nbconvert import HTMLExporter
 from fairlm_utils import runs
 
 _MATH = re.compile(r"\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?![\w$])", re.DOTALL)
+_LONGEST = 150
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 
 _PAGE = """<!DOCTYPE html>
@@ -100,13 +102,20 @@ def _pages(folder: Path, notebooks: Mapping[str, Path]) -> dict[str, Path]:
     """A page a notebook, made if it is missing or of another version of the notebook; its path by title."""
     pages = {}
     for name, notebook in notebooks.items():
-        pages[name] = page = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.html"
+        pages[name] = page = folder / f"{_file_name(name)}.html"
         made = Path(notebook).stat().st_mtime_ns
         if not page.exists() or page.stat().st_mtime_ns != made:
             with runs.atomic_path(page) as temporary:
                 temporary.write_text(notebook_html(notebook), encoding="utf-8")
                 os.utime(temporary, ns=(made, made))  # whatever the clock says, see which notebook it is of
     return pages
+
+
+def _file_name(title: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", title)
+    if len(name) > _LONGEST:  # a model may be named by a long path
+        name = f"{name[:_LONGEST]}-{hashlib.sha256(title.encode()).hexdigest()[:8]}"
+    return name
 
 
 def _write(page: Path, title: str, body: str) -> Path:
@@ -174,4 +183,5 @@ def markdown2html(text: str) -> str:
 
 
 if __name__ == "__main__":
+    runs.print_plainly()
     print(write_site(Path(sys.argv[1]).resolve()))

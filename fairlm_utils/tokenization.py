@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import cached_file
 
 from fairlm_utils import runs
-from fairlm_utils.corpora import files_state, load_corpus, source_state
+from fairlm_utils.corpora import CorpusError, files_state, load_corpus, source_state
 from fairlm_utils.params import CorpusParams, ParameterError, TokenizationParams, first_line
 from fairlm_utils.token_loss import IGNORE_INDEX
 
@@ -54,7 +54,7 @@ class TokenizedCorpus:
 
     Each begins with the beginning-of-text token (BOS) where `meta` has a true "bos". `train`, `heldout` are flat arrays
     of ids, `*_starts` the index of each document's first token, `meta` says what the documents are (description,
-    fingerprint, numbers of documents, characters, tokens).
+    fingerprint, digest of the ids, numbers of documents, characters, tokens).
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -97,6 +97,32 @@ def tokenize_corpus(p: TokenizationParams) -> TokenizedCorpus:
     return corpus
 
 
+def text_now(p: TokenizationParams) -> dict[str, Any] | None:
+    """What the text of `p` is now: `meta` of its tokenized corpus, which is made if it is not there.
+
+    None if that is a corpus of the Hub that has not been tokenized here, or can no longer be had: there is nothing to
+    compare a finished run with, and its results stay readable.
+    """
+    directory = cache_dir(p)
+    try:
+        if not (directory / "meta.json").exists():
+            if source_state(p) == p.corpus:
+                return None
+            tokenize_corpus(p)
+        return _read_meta(directory)[0]
+    except (CorpusError, ParameterError, runs.RunError):
+        return None
+
+
+def _read_meta(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """`meta` of a tokenized corpus, with a digest of its ids, and the digests of its files."""
+    meta = runs.read_json(directory / "meta.json")
+    sha256 = meta.pop("sha256", {})
+    if ids := [sha256[name] for name in ("train.npy", "heldout.npy") if name in sha256]:
+        meta["ids"] = hashlib.sha256(json.dumps([*ids, meta.get("vocabulary")]).encode()).hexdigest()
+    return meta, sha256
+
+
 def _make(p: TokenizationParams, directory: Path) -> None:
     corpus = load_corpus(p)
     tokenizer = (
@@ -123,8 +149,8 @@ def _make(p: TokenizationParams, directory: Path) -> None:
 
 
 def _load(directory: Path) -> TokenizedCorpus:
-    meta = runs.read_json(directory / "meta.json")
-    runs.verify(directory, meta.pop("sha256", {}), "remove its folder to tokenize again")
+    meta, sha256 = _read_meta(directory)
+    runs.verify(directory, sha256, "remove its folder to tokenize again")
     try:
         tokenizer = load_tokenizer(str(directory / "tokenizer"))
         arrays = {

@@ -25,7 +25,7 @@ from fairlm_utils.models import build_model, n_rows, physical_memory, weight_dec
 from fairlm_utils.params import AuditParams, ParameterError, TrainingParams, first_line
 from fairlm_utils.remedies import FrequencyAwareAdamW, dropout, frequency_scale, objective
 from fairlm_utils.token_loss import TokenSums, record_token_loss
-from fairlm_utils.tokenization import TokenizedCorpus, blocks, n_ids, target_counts, tokenize_corpus
+from fairlm_utils.tokenization import TokenizedCorpus, blocks, n_ids, target_counts, text_now, tokenize_corpus
 
 CURVES = "learning_curves.safetensors"
 _COMPLETE = "complete.json"
@@ -229,7 +229,7 @@ def train(p: TrainingParams) -> Path:
 
     Writes model/ (safetensors, with the tokenizer), the learning curves of every token type, params.json and, last,
     provenance.json. A run that has finished is not trained again. Raises RunError for a directory that holds another
-    run and for too little memory, TrainingDiverged if the loss is not finite, ParameterError if the processes of
+    run or one of another text, and for too little memory, TrainingDiverged if the loss is not finite, ParameterError if the processes of
     torchrun cannot share the batch.
     """
     if p.batch_size % n_processes():
@@ -242,12 +242,16 @@ def train(p: TrainingParams) -> Path:
             runs.claim(p)
         if not (directory / "provenance.json").exists():
             _train(p, directory)
+        elif is_main_process():
+            runs.check_text(directory, p, text_now(p))
     return directory
 
 
 def _train(p: TrainingParams, directory: Path) -> None:
     started = time.monotonic()
     corpus = tokenize_corpus(p)
+    if is_main_process():
+        runs.claim_text(directory, p, corpus.meta)
     model = build_model(p.model, n_ids(corpus.tokenizer), p.context, p.seed)
     state = STATE_BYTES * model.num_parameters() / (n_processes() if p.sharded else 1)
     if device(p) == "cpu" and state > physical_memory():

@@ -217,7 +217,7 @@ def mutations(valid: bytes, n: int, seed: int) -> Iterator[bytes]:
 
 def _functions() -> Iterator[Callable]:
     """Functions and methods of the modules whose branches guide the fuzzer: the loaders and YAML's parser."""
-    parser = [module for name, module in sys.modules.items() if name.startswith("yaml.")]
+    parser = [module for name, module in sys.modules.items() if name.startswith("ruamel.yaml.")]
     for module in (audit, corpora, models, params, runs, training, *parser):
         for owner in (module, *filter(inspect.isclass, vars(module).values())):
             for function in filter(inspect.isfunction, vars(owner).values()):
