@@ -469,11 +469,11 @@ def _check_model(model: Any) -> None:
         )
     if getattr(model.config, "is_encoder_decoder", False):
         check_causal(model)
-    n_rows = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(1, 13, device=model.device)[None] * 7919 % n_rows
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
+        n_rows = model.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(1, 13, device=model.device)[None] * 7919 % n_rows
         output = model(input_ids=ids, use_cache=False, return_dict=True)
         logits = output.get("logits")
         if logits is None or logits.shape[:-1] != ids.shape or logits.shape[-1] <= n_rows // 2:
@@ -486,6 +486,10 @@ def _check_model(model: Any) -> None:
         own = model(input_ids=ids, labels=labels, use_cache=False, return_dict=True)
         with loss_function(model, TokenLossFunction(model, lambda: None)):
             ours = model(input_ids=ids, labels=labels, use_cache=False, return_dict=True)
+    except (AttributeError, TypeError, KeyError, IndexError, NotImplementedError) as error:
+        raise ValueError(
+            f"{name} does not run on token ids alone, as a causal language model does ({error})"
+        ) from error
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -499,8 +503,12 @@ def _check_model(model: Any) -> None:
     if not all(abs(x.float() - aux - expected) <= eps * (1 + abs(expected)) for x in (own.loss, ours.loss)):
         raise ValueError(
             f"the loss of {name} itself is {own.loss:.4f} where the cross-entropy of the next token is {expected:.4f}: it "
-            "minimises something else, which is not replaced. Set the model's loss_function back to transformers' own and "
-            "give another loss to the Trainer as compute_loss_func"
+            "minimises something else, which is not replaced. "
+            + (
+                "Take the loss_function that was set off the model and give it to the Trainer as compute_loss_func"
+                if "_loss_function" in vars(model)
+                else "Record it in a loop of your own, with token_loss.TokenSums"
+            )
         )
 
 

@@ -18,6 +18,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch.nn.functional import cross_entropy
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     BertConfig,
     BertForMaskedLM,
     BertLMHeadModel,
@@ -32,6 +34,8 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
 )
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -491,7 +495,9 @@ def test_a_model_that_gives_no_logits_is_told_in_the_first_step(tmp_path):
     assert t.state.global_step == 0
 
 
-SIZES = dict(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+DEPTH = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+SIZES = dict(vocab_size=VOCABULARY, **DEPTH)
+bart = BartConfig(vocab_size=VOCABULARY, d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16)
 PART = dict(**SIZES, num_key_value_heads=2, head_dim=8, max_position_embeddings=16)
 
 
@@ -522,10 +528,23 @@ def focal() -> GPT2LMHeadModel:
         (lambda: GPT2ForSequenceClassification(gpt2().config), "does not predict a token"),
         (lambda: GPT2ForTokenClassification(gpt2().config), "does not predict a token"),
         (wide, "minimises something else"),
-        (focal, "minimises something else"),
+        (focal, "minimises something else.* as compute_loss_func"),
+        (lambda: BartForCausalLM(bart), "minimises something else.*TokenSums"),  # does not shift its labels
+        (lambda: ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **DEPTH)), "token ids alone"),
         (lambda: torch.nn.Linear(2, 2), "TokenSums"),
     ],
-    ids=["masked", "encoder", "encoder-decoder", "sequences", "tokens", "wide", "focal", "foreign"],
+    ids=[
+        "masked",
+        "encoder",
+        "encoder-decoder",
+        "sequences",
+        "tokens",
+        "wide",
+        "focal",
+        "unshifted",
+        "pictures",
+        "foreign",
+    ],
 )
 def test_models_of_another_loss_are_refused(tmp_path, model, said):
     t = trainer(tmp_path, Ids(), make=lambda _, *args, **kwargs: Trainer(model(), *args, **kwargs))
