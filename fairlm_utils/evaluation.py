@@ -56,13 +56,18 @@ class _Float32Head(TorchFunctionMode):
 
 
 def token_sums(
-    model: PreTrainedModel, data: Dataset, batch_size: int, dtype: torch.dtype = torch.float32
+    model: PreTrainedModel,
+    data: Dataset,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    losses: list[np.ndarray] | None = None,
 ) -> Predictions:
     """Loss, correctness and calibration of every token type as a target.
 
     Streams over the blocks; padding is never counted, and the batch size does not change the sums beyond rounding. The
     vocabulary is the model's (`models.n_rows`). With `dtype` bfloat16 the layers are worked out in it, the logits in
-    float32. Raises RunError if a loss is not finite.
+    float32. To a list of `losses` the loss of every label of a batch is appended, float32 [blocks, context], NaN where
+    there is none. Raises RunError if a loss is not finite.
     """
     vocab_size, n_bins = n_rows(model), metrics.N_CONFIDENCE_BINS
     by_type = TokenSums(vocab_size, model.device, n_quantities=3)
@@ -81,6 +86,9 @@ def token_sums(
             logits = model(**batch, use_cache=False).logits
             loss, rank, confidence = prediction_statistics(logits.reshape(-1, logits.shape[-1]), targets)
             by_type.add(targets, loss, rank == 0, rank < 5)
+            if losses is not None:
+                own = torch.where(targets == IGNORE_INDEX, torch.nan, loss).reshape(logits.shape[:2])
+                losses.append(own.roll(1, dims=1).cpu().numpy())  # the last position of a block has no target
             bins = (confidence * n_bins).long().clamp(0, n_bins - 1)  # not a number is the least there is
             index = torch.where(targets == IGNORE_INDEX, IGNORE_INDEX, targets * n_bins + bins)
             calibration.add(index, confidence, rank == 0)

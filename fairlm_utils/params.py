@@ -341,9 +341,8 @@ class AuditParams(CorpusParams):
     counts_file: str = Field(
         "", description="CSV or Parquet with columns token_id and count; empty counts the training documents"
     )
-    bos: Literal["auto", "yes", "no"] = Field(
-        "auto", description="documents begin with the BOS token, auto as the tokenizer's own rule has it"
-    )
+    tables_folder: str = Field("", description="tables of an earlier audit to show; empty makes the audit")
+    bos: Bos = Field("auto", description="documents begin with the BOS token, auto as the tokenizer's own rule has it")
     context: int = Field(64, ge=2, description="tokens a block")
     max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")
     low_frequency_percentile: float = Field(

@@ -42,16 +42,24 @@ pre {{ overflow-x: auto; padding: 0.6rem; border: 1px solid #8886; border-radius
 """
 
 
-def notebook_html(path: str | Path, with_code: bool = True) -> str:
-    """An executed notebook as one HTML page that needs no network: equations as MathML, pictures inside, code if wanted."""
+def notebook_html(path: str | Path, with_code: bool = True, title: str = "") -> str:
+    """An executed notebook as one HTML page that needs no network: equations as MathML, pictures inside, code if wanted.
+
+    A `title` of its own takes the place of the notebook's first cell, which is about the notebook as it is committed.
+    """
     notebook = nbformat.read(path, as_version=4)
+    if title:
+        notebook.cells[0].source = "# Title"
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = render_math(cell.source)
-    exporter = HTMLExporter(template_name="lab", exclude_anchor_links=True, exclude_input=not with_code)
+    options = {"exclude_input": not with_code, "exclude_output_prompt": not with_code}
+    exporter = HTMLExporter(template_name="lab", exclude_anchor_links=True, **options)
     exporter.log.setLevel(logging.ERROR)  # not its note on missing alternative text, which is set below
     page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": Path(path).stem}})
     soup = BeautifulSoup(page, "html.parser")
+    if title:  # put in as text, for it may name a folder of a stranger's
+        soup.title.string = soup.h1.string = title
     for script in soup.find_all("script"):  # of the template, all fetched from the network; a static page needs none
         script.decompose()
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))

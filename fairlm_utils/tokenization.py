@@ -129,7 +129,8 @@ def _make(p: TokenizationParams, directory: Path) -> None:
         train_bpe(corpus.train, p.vocab_size, p.pre_tokenizer) if p.tokenizer == "bpe" else load_tokenizer(p.tokenizer)
     )
     bos = adds_bos(tokenizer, p.bos)
-    print(f"bos {p.bos}: documents begin with {tokenizer.bos_token if bos else 'no BOS token'}")
+    if p.tokenizer != "bpe" or bos:  # one trained here has no rule of its own
+        print(f"bos {p.bos}: documents begin with {tokenizer.bos_token if bos else 'no BOS token'}")
     tokenizer.save_pretrained(directory / "tokenizer")
     meta = {
         "corpus": corpus.name,
@@ -234,7 +235,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if (
         type(by_class) is not type(tokenizer)
         and by_class.is_fast
-        and _as_text(by_class).encode(_PROBE).ids != _as_text(tokenizer).encode(_PROBE).ids
+        and as_text(by_class).encode(_PROBE).ids != as_text(tokenizer).encode(_PROBE).ids
     ):
         print(
             f"{name}: transformers' {type(by_class).__name__} tokenizes otherwise than tokenizer.json; "
@@ -276,7 +277,7 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase, bos: str) -> bool:
     return bos == "yes"
 
 
-def _as_text(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+def as_text(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """A copy of the tokenizer that takes every text as text: no truncation, padding, dropout or special tokens.
 
     Its special tokens keep their ids under spellings that no text has. Not to look for them is not enough: their
@@ -328,7 +329,7 @@ def encode(
     would truncate, pad, drop out or add by itself is left out. Ids are uint16 if the vocabulary fits, else uint32. Works
     a batch at a time: memory holds the ids and little else.
     """
-    fast, dtype = _as_text(tokenizer), np.uint16 if n_ids(tokenizer) <= 2**16 else np.uint32
+    fast, dtype = as_text(tokenizer), np.uint16 if n_ids(tokenizer) <= 2**16 else np.uint32
     front, end = [tokenizer.bos_token_id] if bos else [], tokenizer.eos_token_id
     parts: list[np.ndarray] = []
     lengths: list[int] = []

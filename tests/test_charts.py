@@ -58,7 +58,14 @@ ALL = {
         grid(label=["a", "b"], bin_low=[1, 3]).assign(bin="1–2", loss=1.0, n_types=3), "loss", "loss (nats)"
     ),
     "norms_by_frequency": charts.norms_by_frequency(
-        grid(label=["a"], bin_low=[1, 3]).assign(bin="1–2", median=1.0, p10=0.5, p90=2.0)
+        grid(label=["a"], bin_low=[1, 3]).assign(bin="1–2", median=1.0, p10=0.5, p90=2.0, matrix="input")
+    ),
+    "gain_by_bin": charts.models_by_bin(
+        grid(label=["a", "b"], bin_low=[1, 3]).assign(bin="1–2", gain=-1.0, n_types=3),
+        "gain",
+        "gain (nats)",
+        title="a says what was found",
+        baselines=grid(label=["unigram"], bin_low=[1, 3]).assign(bin="1–2", gain=1.0),
     ),
     "token_explorer": charts.token_explorer(
         grid(token=[" a", "b"]).assign(
