@@ -36,6 +36,8 @@ from transformers import (
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
+    XLMConfig,
+    XLMWithLMHeadModel,
 )
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -498,6 +500,7 @@ def test_a_model_that_gives_no_logits_is_told_in_the_first_step(tmp_path):
 DEPTH = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
 SIZES = dict(vocab_size=VOCABULARY, **DEPTH)
 bart = BartConfig(vocab_size=VOCABULARY, d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16)
+XLM = dict(vocab_size=VOCABULARY, emb_dim=16, n_layers=1, n_heads=2, causal=True)
 PART = dict(**SIZES, num_key_value_heads=2, head_dim=8, max_position_embeddings=16)
 
 
@@ -529,7 +532,13 @@ def focal() -> GPT2LMHeadModel:
         (lambda: GPT2ForTokenClassification(gpt2().config), "does not predict a token"),
         (wide, "minimises something else"),
         (focal, "minimises something else.* as compute_loss_func"),
-        (lambda: BartForCausalLM(bart), "minimises something else.*TokenSums"),  # does not shift its labels
+        (lambda: BartForCausalLM(bart), "output of an encoder"),
+        (
+            lambda: XLMWithLMHeadModel(
+                XLMConfig(vocab_size=VOCABULARY, emb_dim=16, n_layers=1, n_heads=2, causal=True)
+            ),
+            "minimises something else.*TokenSums",
+        ),  # unshifted
         (lambda: ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **DEPTH)), "token ids alone"),
         (lambda: torch.nn.Linear(2, 2), "TokenSums"),
     ],
@@ -541,6 +550,7 @@ def focal() -> GPT2LMHeadModel:
         "tokens",
         "wide",
         "focal",
+        "decoder",
         "unshifted",
         "pictures",
         "foreign",
