@@ -126,8 +126,9 @@ def frequency_curve(a: Audit) -> str:
     over = rare["loss_occurrences"] - frequent["loss_occurrences"]
     least = bins.loc[bins["gain"].idxmin()]
     return (
-        f"{a.label}: from n_v {frequent['bin']} to {rare['bin']} the loss changes by {rise:+.2f} nats over types ({over:+.2f} over "
-        f"occurrences), the unigram's by {own:+.2f}; the smallest gain over it is at n_v {least['bin']}: {least['gain']:+.2f} over types, "
+        f"{a.label}: from n_v {frequent['bin']} to {rare['bin']} (bins of at least {MIN_TYPES} types) the loss changes by "
+        f"{rise:+.2f} nats over types ({over:+.2f} over occurrences), the unigram's by {own:+.2f}; the smallest gain over it is at "
+        f"n_v {least['bin']}: {least['gain']:+.2f} over types, "
         f"{least['gain_occurrences']:+.2f} over occurrences"
     )
 

@@ -63,7 +63,9 @@ def notebook_html(path: str | Path, with_code: bool = True, title: str = "") -> 
     for script in soup.find_all("script"):  # of the template, all fetched from the network; a static page needs none
         script.decompose()
     style = soup.new_tag("style")
-    style.string = ".jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }"  # sentences: not within words
+    style.string = (
+        ".jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }"  # sentences: not within words
+    )
     soup.head.append(style)
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     descriptions = [o.metadata.get("image/png", {}).get("alt", "") for o in outputs if "image/png" in o.get("data", {})]
