@@ -1,16 +1,19 @@
 """Audit of any causal language model: what its rare tokens pay, on any corpus.
 
-python -m fairlm_utils.audit MODEL CORPUS --report audit.html
-python -m fairlm_utils.audit ./my-model ./texts --reference gpt2 --counts counts.csv -p context 128 --report audit.html
+python -m fairlm_utils.audit MODEL CORPUS --report audit.html --tables audit-tables
+python -m fairlm_utils.audit ./my-model ./texts --reference gpt2 --counts counts.csv -p context 128 --json
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,11 @@ import torch
 from papermill.exceptions import PapermillExecutionError
 
 from fairlm_utils import metrics, runs, training
-from fairlm_utils.corpora import Corpus, load_corpus
-from fairlm_utils.evaluation import load_model, token_sums, token_table
+from fairlm_utils.answers import answer
+from fairlm_utils.audit_tables import Audit, as_records, compare, extremes, load, save
+from fairlm_utils.corpora import Corpus, CorpusError, load_corpus
+from fairlm_utils.evaluation import check_ids, token_sums, token_table
+from fairlm_utils.models import check_causal, check_context, load_model, n_rows
 from fairlm_utils.params import (
     ALL_FIELDS,
     AuditParams,
@@ -33,69 +39,193 @@ from fairlm_utils.params import (
 )
 from fairlm_utils.report import notebook_html
 from fairlm_utils.sweep import run_notebook
-from fairlm_utils.tokenization import blocks, encode, load_tokenizer, token_counts
+from fairlm_utils.token_loss import IGNORE_INDEX
+from fairlm_utils.tokenization import adds_bos, as_text, blocks, encode, load_tokenizer, n_ids, token_counts
+from fairlm_utils.words import word_counts, word_losses
 
 NOTEBOOK = "08_audit"
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What an audit finds of one model: the per-token table, with `embedding_norm`, and what follows from it."""
-
-    label: str
-    table: pd.DataFrame
-    bins: pd.DataFrame
-    kinds: pd.DataFrame
-    classes: pd.DataFrame
-    totals: dict[str, float]
-    norms: pd.DataFrame
+#: Columns of norms of embedding rows, and the matrix whose they are.
+MATRICES = {"embedding_norm": "input", "output_norm": "output"}
 
 
 def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
     """Audit the model `name` (Hub id or folder) with its own tokenizer on the held-out documents of `corpus`.
 
-    Counts n_v are those of the training documents, or of `p.counts_file`. Tables as in `metrics`; `norms` has median, p10
-    and p90 of the norms of embedding rows by bin. Memory holds one batch of logits at a time, whatever the vocabulary.
+    Counts n_v are those of the training documents, or of `p.counts_file`; words are always counted in the training documents.
+    Memory holds one batch of logits at a time, whatever the vocabulary, and one loss per held-out token.
     Raises ParameterError or RunError for a model, tokenizer, counts file or context that cannot be used.
     """
     tokenizer = load_tokenizer(name)
-    model = load_model(name, len(tokenizer)).to(training.device(p))
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and p.context > longest:
-        raise ParameterError(f"context: {p.context} is longer than the {longest} positions of {name!r}; lower it")
-    vocab_size = model.config.vocab_size
-    counts = (
-        read_counts(p.counts_file, vocab_size)
-        if p.counts_file
-        else token_counts(encode(tokenizer, corpus.train)[0], vocab_size)
-    )
-    ids, starts = encode(tokenizer, corpus.heldout)
-    pad = tokenizer.pad_token_id
-    data = training.Blocks(*blocks(ids, starts, p.context, True, pad, p.max_heldout_blocks), pad_token_id=pad)
+    model = load_model(name).to(training.device(p))
+    check_context(model.config, p.context, repr(name))
+    try:
+        check_causal(model)
+    except ValueError as error:
+        raise runs.RunError(f"{name}: {error}") from error
+    vocab_size, bos = n_rows(model), adds_bos(tokenizer, p.bos)
+    print(f"bos {p.bos}: documents begin with {tokenizer.bos_token if bos else 'no BOS token'}")
+    ids, starts = encode(tokenizer, corpus.heldout, bos)
+    check_ids(ids, vocab_size, tokenizer, name)
+    if p.counts_file:
+        counts = read_counts(p.counts_file, max(vocab_size, n_ids(tokenizer)))[:vocab_size]
+    else:
+        train, _ = encode(tokenizer, corpus.train, bos)
+        check_ids(train, vocab_size, tokenizer, name)
+        counts = token_counts(train, vocab_size)
+    data = training.Blocks(*blocks(ids, starts, p.context, packing=True, max_blocks=p.max_heldout_blocks, bos=bos))
+    batches: list[np.ndarray] = []
     with training.threads(p.n_threads):
-        predictions = token_sums(model, data, p.eval_batch_size, getattr(torch, p.dtype))
+        predictions = token_sums(model, data, p.eval_batch_size, getattr(torch, p.dtype), losses=batches)
+    losses, labels = np.concatenate(batches), data.labels.numpy()
+    norms = embedding_norms(model)
     table = token_table(predictions.by_type, counts, tokenizer)
-    norms = model.get_input_embeddings().weight.detach().float().norm(dim=1).cpu().numpy()
-    table["embedding_norm"] = norms[: len(table)]
+    table = table[table["token_id"].isin(tokenizer.get_vocab().values())]  # not ids that are no token
+    given = (table["token_id"] == tokenizer.bos_token_id) & bos  # counted, but nobody's target
+    table = table.assign(
+        unigram=metrics.unigram_loss(table["n_train"].where(~given, 0)),
+        **{k: v[table["token_id"]] for k, v in norms.items()},
+    )
+    words, spelled = word_losses(as_text(tokenizer), corpus.heldout, ids, starts + bos, losses.reshape(-1))
+    facts = {
+        "model": _named(name),
+        "corpus": corpus.description,
+        "counts": Path(p.counts_file).name if p.counts_file else "the training documents",
+        "bos": tokenizer.bos_token if bos else "none",
+        "context": p.context,
+        "n_blocks": len(labels),
+        "n_vocabulary": len(table),
+        "n_rows": vocab_size,
+        "targets_sha256": hashlib.sha256(labels.tobytes()).hexdigest()[:12],
+    }
+    is_separator = table["token_id"] == tokenizer.eos_token_id
+    text, percentile = table[~is_separator], p.low_frequency_percentile
+    by_block = _by_block(text, percentile, labels, losses)
     return Audit(
-        label=label or name,
+        label=label or _short(name),
+        facts=facts,
+        totals={**metrics.totals(table), **_more_totals(table[is_separator], by_block, spelled, vocab_size)},
+        bins=metrics.by_bin(text, predictions.calibration),
+        kinds=metrics.by_kind(text, predictions.calibration),
+        classes=metrics.by_class(text, percentile, predictions.calibration),
+        words=metrics.by_word_bin(words := _counted(words, corpus, p)),
+        norms=pd.concat([metrics.norms_by_bin(table, k).assign(matrix=MATRICES[k]) for k in norms], ignore_index=True),
         table=table,
-        bins=metrics.by_bin(table, predictions.calibration),
-        kinds=metrics.by_kind(table, predictions.calibration),
-        classes=metrics.by_class(table, p.low_frequency_percentile, predictions.calibration),
-        totals=metrics.totals(table),
-        norms=norms_by_bin(table),
+        by_block=by_block,
+        occurrences=words,
+        **{
+            name: types.assign(token=types["token"].map(repr))
+            for name, types in (
+                *zip(("rarest", "worst"), extremes(text), strict=True),
+                ("undertrained", metrics.undertrained(table, list(norms))),
+            )
+        },
+    )
+
+
+def embedding_norms(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Norms of rows of the input embedding, `embedding_norm`, and of the output's, `output_norm`, if it is not the same."""
+    rows = {"embedding_norm": model.get_input_embeddings().weight}
+    output = getattr(model.get_output_embeddings(), "weight", None)
+    if output is not None and output.data_ptr() != rows["embedding_norm"].data_ptr():
+        rows["output_norm"] = output
+    return {k: v.detach().float().norm(dim=1).cpu().numpy() for k, v in rows.items()}
+
+
+def _by_block(text: pd.DataFrame, percentile: float, labels: np.ndarray, losses: np.ndarray) -> pd.DataFrame:
+    """Sums over the targets of each block and class: block, frequency_class, n_tokens, loss, gain over the unigram (nats)."""
+    size = max(int(text["token_id"].max()), int(labels.max())) + 1
+    unigram, low = np.full(size, np.nan), np.zeros(size, dtype=bool)
+    unigram[text["token_id"]] = text["unigram"]
+    low[text["token_id"]] = metrics.low_frequency(text["n_train"], percentile)
+    block, place = np.nonzero(labels != IGNORE_INDEX)
+    ids = labels[block, place]
+    frame = pd.DataFrame({"block": block, "loss": losses[block, place].astype(float), "unigram": unigram[ids]})
+    frame["frequency_class"] = np.where(low[ids], "low", "high")
+    frame = frame[frame["unigram"].notna()]  # not the separator
+    sums = frame.groupby(["block", "frequency_class"]).agg(
+        n_tokens=("loss", "size"), loss=("loss", "sum"), unigram=("unigram", "sum")
+    )
+    every = pd.MultiIndex.from_product([range(len(labels)), ["low", "high"]], names=sums.index.names)
+    sums = sums.reindex(every, fill_value=0.0).reset_index()
+    return sums.assign(gain=sums["unigram"] - sums["loss"])
+
+
+def _more_totals(
+    separator: pd.DataFrame, by_block: pd.DataFrame, spelled: dict[str, Any], n_rows: int
+) -> dict[str, float]:
+    low, high = (by_block[by_block["frequency_class"] == c] for c in ("low", "high"))
+    columns = [f[c].to_numpy() for f in (low, high) for c in ("gain", "n_tokens")]
+    difference, least, most = metrics.difference_over_blocks(*columns)
+    n_separators = int(separator["n_eval"].sum())
+    return {
+        "chance": float(np.log(n_rows)),
+        "n_separators": n_separators,
+        "separator_loss": metrics.average_loss(separator) if n_separators else float("nan"),
+        "bits_per_byte": spelled["text_nats"] / np.log(2) / max(spelled["text_bytes"], 1),
+        "n_bytes": spelled["text_bytes"],
+        "n_words": spelled["n_words"],
+        "n_words_left_out": spelled["n_words_left_out"],
+        "gain_low_minus_high": difference,
+        "gain_low_minus_high_from": least,
+        "gain_low_minus_high_to": most,
+    }
+
+
+def _counted(words: pd.DataFrame, corpus: Corpus, p: AuditParams) -> pd.DataFrame:
+    """The words with their count in the training documents, frequency class among the words evaluated, and block."""
+    types = words["word"].unique()
+    counts = word_counts(runs.progress(corpus.train, desc="counting words", unit="document"), types)
+    n = pd.Series(counts, dtype="int64")
+    low = metrics.low_frequency(n, p.low_frequency_percentile) if (n > 0).any() else np.ones(len(n), dtype=bool)
+    classes = pd.Series(np.where(low, "low", "high"), index=n.index)
+    return words.assign(
+        n_reference=words["word"].map(n),
+        frequency_class=words["word"].map(classes),
+        block=words["position"] // p.context,
     )
 
 
 def audits(p: AuditParams) -> list[Audit]:
-    """The audits a notebook shows: the model asked for and its reference, or two models trained here if none is named."""
+    """The audits a notebook shows: the model asked for and its reference, or two models trained here if none is named.
+
+    Of two, the first is compared with the second. Reads them from `p.tables_folder` if it is set.
+    """
+    if p.tables_folder:
+        return load(p.tables_folder)
     corpus = load_corpus(p)
     if p.audited_model:
-        names = {name: name for name in (p.audited_model, p.reference_model) if name}
+        named = list(dict.fromkeys(name for name in (p.audited_model, p.reference_model) if name))
+        names = dict(zip(short_names(named), named, strict=True))
     else:
         names = {f"λ = {w:g}": str(_own_model(p, w)) for w in (0.5, 0.0)}
-    return [audit(p, name, corpus, label) for label, name in names.items()]
+    found = []
+    with runs.progress(names.items(), desc="auditing", unit="model") as bar:
+        for label, name in bar:
+            bar.set_postfix_str(label)
+            found.append(audit(p, name, corpus, label))
+    if len(found) > 1:
+        found[0] = replace(found[0], comparison=compare(*found).assign(against=found[1].label))
+    return found
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names to show: the last part of a Hub id or path, numbered where they would be the same.
+
+    >>> short_names(["runs/a/model", "gpt2", "runs/b/model"])
+    ['model', 'gpt2', 'model (2)']
+    """
+    short = [_short(name) for name in names]
+    return [s if (n := short[:i].count(s)) == 0 else f"{s} ({n + 1})" for i, s in enumerate(short)]
+
+
+def _short(name: str) -> str:
+    return Path(name).name or name
+
+
+def _named(name: str) -> str:
+    """A Hub id, or a folder's name without the paths of a machine; with its parent's where all are called alike."""
+    path = Path(name)
+    return path.name if path.exists() and path.name != "model" else "/".join(path.parts[-2:])
 
 
 def _own_model(p: AuditParams, weight_decay: float) -> Path:
@@ -132,64 +262,41 @@ def read_counts(path: str | Path, vocab_size: int) -> np.ndarray:
     return np.bincount(ids, weights=counts, minlength=vocab_size).astype(np.int64)
 
 
-def norms_by_bin(table: pd.DataFrame) -> pd.DataFrame:
-    """Median, 10th and 90th percentile of the norms of embedding rows by frequency bin of n_train, all types included."""
-    groups = table.groupby(metrics.bin_index(table["n_train"]))["embedding_norm"]
-    quantiles = groups.quantile([0.1, 0.5, 0.9]).unstack()
-    quantiles.columns = ["p10", "median", "p90"]
-    return pd.DataFrame(
-        {
-            "bin": [metrics.bin_label(i) for i in quantiles.index],
-            "bin_low": [metrics.bin_low(i) for i in quantiles.index],
-            "n_types": groups.size().to_numpy(),
-            **{c: quantiles[c].to_numpy() for c in quantiles},
-        }
-    )
+def write_report(values: dict[str, Any], report: str | Path, found: Sequence[Audit] = ()) -> Path:
+    """Audit with these parameters, or take the audits `found`, and show them by `08_audit` as one HTML page without code.
 
-
-def extremes(table: pd.DataFrame, n: int = 10, min_tokens: int = 3) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The `n` rarest types that were evaluated, and the `n` of highest loss among types evaluated at least `min_tokens` times."""
-    seen = table[table["n_eval"] > 0]
-    columns = ["token_id", "token", "kind", "n_train", "n_eval", "loss", "accuracy", "top5_accuracy"]
-    rarest = seen.sort_values(["n_train", "loss"], ascending=[True, False]).head(n)
-    worst = seen[seen["n_eval"] >= min_tokens].sort_values("loss", ascending=False).head(n)
-    return rarest[columns], worst[columns]
-
-
-def compared(audits: Sequence[Audit], table: str = "bins") -> pd.DataFrame:
-    """A table of every audit ("bins", "kinds", "classes", "norms") with its `label`, one under the other."""
-    return pd.concat([getattr(a, table).assign(label=a.label) for a in audits], ignore_index=True)
-
-
-def write_report(values: dict[str, Any], report: str | Path) -> Path:
-    """Execute `08_audit` with these parameters and write it as one HTML page without code; returns the page.
-
-    Raises ParameterError for bad parameters, and RunError with the notebook's error if it fails.
+    Returns the page. Raises ParameterError for bad parameters, and RunError with the notebook's error if it fails.
     """
-    AuditParams.check(values)
+    p = AuditParams.check(values)
+    found = found or audits(p)
     report = Path(report)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / f"{NOTEBOOK}.ipynb"
         try:
-            run_notebook(NOTEBOOK, output, values)
+            run_notebook(NOTEBOOK, output, {**values, "tables_folder": str(save(found, Path(folder) / "tables"))})
         except PapermillExecutionError as error:
             raise runs.RunError(error.evalue) from error
+        title = f"Audit of {' and '.join(a.label for a in found)}"
         with runs.atomic_path(report) as temporary:
-            temporary.write_text(notebook_html(output, with_code=False), encoding="utf-8")
+            temporary.write_text(notebook_html(output, with_code=False, title=title), encoding="utf-8")
     return report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Audit a causal language model and write an HTML report."""
+    """Audit a causal language model: an answer in the terminal, and an HTML report."""
     parser = argparse.ArgumentParser(prog="python -m fairlm_utils.audit", description=main.__doc__)
     parser.add_argument("model", help="Hub id, or a folder written by save_pretrained with its tokenizer")
     parser.add_argument("corpus", help="python-docs, imdb, a Hub data set id, or a local folder or file of documents")
     parser.add_argument("--report", default="audit.html", metavar="FILE", help="page to write (default: audit.html)")
     parser.add_argument("--reference", default="", metavar="MODEL", help="a second model to compare with")
     parser.add_argument("--counts", default="", metavar="FILE", help="CSV or Parquet with columns token_id and count")
+    parser.add_argument("--tables", default="", metavar="FOLDER", help="also write the tables there, as CSV files")
+    parser.add_argument(
+        "--json", action="store_true", help="print answer and tables as one JSON object, and nothing else"
+    )
     add_override_option(parser)
     options = parser.parse_args(arguments)
-    report = Path(options.report).resolve()
+    report, tables = Path(options.report).resolve(), options.tables and Path(options.tables).resolve()
     named = {
         "audited_model": options.model,
         "corpus": options.corpus,
@@ -201,11 +308,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         values |= {k: parse(v, f"-p {k}") for k, v in options.overrides}
         unknown = [k for k in values if k not in ALL_FIELDS]
         runs.enter_project()
-        AuditParams.check({k: v for k, v in values.items() if k in AuditParams.model_fields or k in unknown}, "audit")
-        print(write_report(values, report))
-    except (ParameterError, runs.RunError) as error:
+        values = {k: v for k, v in values.items() if k in AuditParams.model_fields or k in unknown}
+        p = AuditParams.check(values, "audit")
+        with contextlib.redirect_stdout(sys.stderr):  # what is printed on the way is no part of the answer
+            found = audits(p)
+            if tables:
+                save(found, tables)
+            write_report(values, report, found)
+    except (ParameterError, CorpusError, runs.RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    places = {"report": str(report), **({"tables": str(tables)} if tables else {})}
+    if options.json:
+        print(json.dumps({"answer": answer(found), **as_records(found), **places}, allow_nan=False))
+    else:
+        print(*answer(found), *(f"{name}: {place}" for name, place in places.items()), sep="\n")
     return 0
 
 

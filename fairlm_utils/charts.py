@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -387,52 +388,84 @@ def _pareto_panel(frame: pd.DataFrame, regime: str, x: str) -> alt.HConcatChart:
     return alt.hconcat(numbered, names, data=frame, spacing=8)
 
 
-def models_by_bin(bins: pd.DataFrame, value: str, y_title: str) -> alt.Chart:
-    """A value (y, `y_title`) by frequency bin of the type (x), one curve a model. `bins`: label, bin, bin_low, `value`."""
+#: Axis of frequency bins of an audit: the counts are those of a reference text, whatever the model was trained on.
+_REFERENCE_COUNT = "count n_v of the type in the reference text (powers of 3)"
+_MODEL_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+
+
+def models_by_bin(
+    bins: pd.DataFrame,
+    value: str,
+    y_title: str,
+    title: str = "",
+    baselines: pd.DataFrame | None = None,
+    x_title: str = _REFERENCE_COUNT,
+) -> alt.LayerChart:
+    """A value (y, `y_title`) by frequency bin (x), one curve per model, with a rule at 0 where values cross it.
+
+    `bins` has label, bin, bin_low and `value`; so have `baselines`, drawn as dashed grey curves under the models'. A `title`
+    says what was found.
+    """
     labels = bins["label"].unique().tolist()
-    order = bins.sort_values("bin_low")["bin"].unique().tolist()
+    lines = [] if baselines is None else baselines["label"].unique().tolist()
+    frame = bins.assign(curve="model")
+    if baselines is not None:
+        frame = pd.concat([baselines.assign(curve="baseline"), frame], ignore_index=True)
+    frame = frame[[c for c in ("label", "bin", "bin_low", value, "n_types", "n_words", "curve") if c in frame]]
+    order = frame.sort_values("bin_low")["bin"].unique().tolist()
     name = y_title.split(" (")[0]
-    return (
-        alt.Chart(bins)
-        .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=55))
-        .encode(
-            x=alt.X("bin:O", sort=order, title="count n_v of the type (powers of 3)", axis=alt.Axis(labelAngle=-40)),
-            y=alt.Y(f"{value}:Q", title=y_title, scale=alt.Scale(domainMin=0)),
-            color=alt.Color("label:N", sort=labels, scale=alt.Scale(range=["#0072b2", "#d55e00"]), title="model"),
-            tooltip=["label:N", "bin:O", alt.Tooltip(f"{value}:Q", format=".4f"), alt.Tooltip("n_types:Q", format=",")],
-        )
-        .properties(
-            width=1.7 * WIDTH,
-            height=HEIGHT,
-            title=f"{name[:1].upper()}{name[1:]} by frequency of the type",
-            description=f"Line chart of the {name} by frequency bin of the token type, one curve a model",
-        )
+    crosses = bool((frame[value] < 0).any())
+    colours = [*_MODEL_COLOURS[: len(labels)], *("#555555", "#a0a0a0", "#555555", "#a0a0a0")[: len(lines)]]
+    counts = [alt.Tooltip(f"{c}:Q", format=",") for c in ("n_types", "n_words") if c in frame]
+    base = alt.Chart(frame).encode(
+        x=alt.X("bin:O", sort=order, title=x_title, axis=alt.Axis(labelAngle=-40)),
+        y=alt.Y(f"{value}:Q", title=y_title, scale=alt.Scale() if crosses else alt.Scale(domainMin=0)),
+        color=alt.Color("label:N", sort=[*labels, *lines], title=None).scale(domain=[*labels, *lines], range=colours),
+        tooltip=["label:N", "bin:O", alt.Tooltip(f"{value}:Q", format=".4f"), *counts],
+    )
+    layers = (
+        [base.transform_filter("datum.curve == 'baseline'").mark_line(strokeWidth=1.5, strokeDash=[5, 4])]
+        if lines
+        else []
+    )
+    models = base.transform_filter("datum.curve == 'model'")
+    layers += [models.mark_line(strokeWidth=2), models.mark_point(filled=True, size=55, opacity=1)]
+    if crosses:
+        layers.insert(0, alt.Chart().mark_rule(color="#888888").encode(y=alt.datum(0)))
+    said = f", beside {' and '.join(lines)}" if lines else ""
+    return alt.layer(*layers, data=frame).properties(
+        width=1.7 * WIDTH,
+        height=HEIGHT,
+        title=title or f"{name[:1].upper()}{name[1:]} by frequency",
+        description=f"Line chart of the {name} by frequency bin, one curve per model{said}",
     )
 
 
-def norms_by_frequency(norms: pd.DataFrame) -> alt.Chart:
-    """Norm of embedding rows (y) by frequency bin (x): median as a line, 10th to 90th percentile as a band, a colour a model.
+def norms_by_frequency(norms: pd.DataFrame, title: str = "Norms of embedding rows by frequency") -> alt.FacetChart:
+    """Norm of embedding rows (y) by frequency bin (x): median as a line, 10th to 90th percentile as a band, a colour per model.
 
-    `norms`: label, bin, bin_low, median, p10, p90.
+    `norms`: label, bin, bin_low, median, p10, p90; a panel per `matrix`, the input's and the output's. A `title` says what was
+    found.
     """
     order = norms.sort_values("bin_low")["bin"].unique().tolist()
-    base = alt.Chart(norms).encode(
-        x=alt.X("bin:O", sort=order, title="count n_v of the type (powers of 3)", axis=alt.Axis(labelAngle=-40)),
-        color=alt.Color(
-            "label:N",
-            sort=norms["label"].unique().tolist(),
-            scale=alt.Scale(range=["#0072b2", "#d55e00"]),
-            title="model",
-        ),
+    labels = norms["label"].unique().tolist()
+    base = alt.Chart().encode(
+        x=alt.X("bin:O", sort=order, title=_REFERENCE_COUNT, axis=alt.Axis(labelAngle=-40)),
+        color=alt.Color("label:N", sort=labels, title="model").scale(range=_MODEL_COLOURS[: len(labels)]),
         tooltip=["label:N", "bin:O", *(alt.Tooltip(f"{k}:Q", format=".3f") for k in ("median", "p10", "p90"))],
     )
     band = base.mark_area(opacity=0.18).encode(y=alt.Y("p10:Q", title="norm of the embedding row"), y2="p90:Q")
-    line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=55)).encode(y=alt.Y("median:Q"))
-    return alt.layer(band, line).properties(
-        width=1.7 * WIDTH,
-        height=HEIGHT,
-        title="Norms of embedding rows by frequency",
-        description="Median norm of embedding rows by frequency bin with a band from the 10th to the 90th percentile",
+    median = base.encode(y=alt.Y("median:Q"))
+    layers = (band, median.mark_line(strokeWidth=2), median.mark_point(filled=True, size=55, opacity=1))
+    return (
+        alt.layer(*layers, data=norms)
+        .properties(width=1.7 * WIDTH, height=HEIGHT)
+        .facet(row=alt.Row("matrix:N", title=None, sort=["input", "output"]))
+        .resolve_scale(y="independent", x="independent")
+        .properties(
+            title=title,
+            description="Median norm of embedding rows by frequency bin with a band from the 10th to the 90th percentile",
+        )
     )
 
 
@@ -663,22 +696,49 @@ def low_frequency_share(frame: pd.DataFrame) -> alt.Chart:
     )
 
 
+#: Characters as they are drawn: plain spaces would collapse, others would not be seen.
+_SHOWN = {i: 0x2400 + i for i in range(32)} | {ord("\n"): "⏎", ord("\t"): "\u00a0", ord(" "): "\u00a0", 0x7F: "␡"}
+
+
+def _width(text: str) -> int:
+    """Columns of a fixed-width font that `text` takes: two for a wide or full-width character, none for a mark on another."""
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )
+
+
+def _lines(token: str, columns: int) -> list[str]:
+    """A token as it is drawn, in pieces that fit a line: one piece unless it is wider. A mark without a letter gets a ring."""
+    pieces = ["◌" if unicodedata.category(token[:1] or " ").startswith("M") else ""]
+    for c in token.translate(_SHOWN):
+        if _width(pieces[-1] + c) > columns:
+            pieces.append("")
+        pieces[-1] += c
+    return pieces
+
+
 def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int = 92) -> alt.LayerChart:
     """Figure 2a, right: an example document, its tokens in the order of reading, coloured by frequency class.
 
-    `tokens` are decoded strings, `classes` "low" or "high" of the same length; lines break at `columns` characters.
+    `tokens` are spelled strings (see `tokenization.spell`), `classes` "low" or "high" of the same length. Lines break at
+    `columns` characters, of which a full-width one takes two and a combining mark none; a longer token is cut. Tokens
+    without any white space, from a tokenizer that splits it away, are set one column apart.
     """
+    apart = int(not any(c.isspace() for token in tokens for c in token))
     rows, x, y = [], 0, 0
     for token, name in zip(tokens, classes, strict=True):
-        text = token.replace("\n", "⏎").replace("\t", " ").replace(" ", "\u00a0")  # plain spaces would collapse
-        spaces = len(text) - len(text.lstrip())  # the renderer trims them, so the letters are drawn behind them
-        if x + len(text) > columns and x:
+        for piece in _lines(token, columns):
+            width = max(1, _width(piece))
+            spaces = _width(piece[: len(piece) - len(piece.lstrip())])  # the renderer trims them: letters start behind
+            if x + width > columns and x:
+                x, y = 0, y + 1
+            rows.append(
+                {"x": x, "letters": x + spaces, "end": x + width, "y": y, "text": piece, "frequency class": name}
+            )
+            x += width + apart
+        if "\n" in token:
             x, y = 0, y + 1
-        rows.append(
-            {"x": x, "letters": x + spaces, "end": x + len(text), "y": y, "text": text, "frequency class": name}
-        )
-        x = 0 if "\n" in token else x + len(text)
-        y += "\n" in token
     frame = pd.DataFrame(rows)
     base = alt.Chart(frame).encode(
         x=alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, columns + 2], nice=False)),

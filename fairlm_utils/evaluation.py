@@ -9,21 +9,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlm_utils import metrics, runs, training
 from fairlm_utils.corpora import CorpusError
 from fairlm_utils.metrics import SPLITS
-from fairlm_utils.params import EvaluationParams, ParameterError, add_override_option, first_line, read
+from fairlm_utils.models import load_model, n_rows
+from fairlm_utils.params import EvaluationParams, ParameterError, add_override_option, read
 from fairlm_utils.token_loss import IGNORE_INDEX, TokenSums, prediction_statistics, shifted_targets
-from fairlm_utils.tokenization import target_counts, token_kinds, tokenize_corpus
+from fairlm_utils.tokenization import n_ids, spell, target_counts, text_now, token_kinds, tokenize_corpus
 
 
 class Predictions(NamedTuple):
@@ -35,30 +38,67 @@ class Predictions(NamedTuple):
     calibration: np.ndarray
 
 
+class _Float32Head(TorchFunctionMode):
+    """Within the context the head's product is worked out in float32, whatever autocast or the model's own dtype are.
+
+    Logits rounded to 16 bits often tie for the largest, which would count as an error; layers keep their dtype.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.weight, self.device = (model.get_output_embeddings() or model.get_input_embeddings()).weight, model.device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.linear and len(args) > 1 and args[1] is self.weight:
+            with torch.autocast(self.device.type, enabled=False):
+                return func(*(a if a is None else a.float() for a in args), **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
 def token_sums(
-    model: PreTrainedModel, data: Dataset, batch_size: int, dtype: torch.dtype = torch.float32
+    model: PreTrainedModel,
+    data: Dataset,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    losses: list[np.ndarray] | None = None,
 ) -> Predictions:
     """Loss, correctness and calibration of every token type as a target.
 
-    Streams over the blocks; padding is never counted, and the batch size does not change the sums beyond rounding.
+    Streams over the blocks; padding is never counted, and the batch size does not change the sums beyond rounding. The
+    vocabulary is the model's (`models.n_rows`). With `dtype` bfloat16 the layers are worked out in it, the logits in
+    float32. To a list of `losses` the loss of every label of a batch is appended, float32 [blocks, context], NaN where
+    there is none. Raises RunError if a loss is not finite.
     """
-    vocab_size, n_bins = model.config.vocab_size, metrics.N_CONFIDENCE_BINS
+    vocab_size, n_bins = n_rows(model), metrics.N_CONFIDENCE_BINS
     by_type = TokenSums(vocab_size, model.device, n_quantities=3)
     calibration = TokenSums(vocab_size * n_bins, model.device)
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+    whole = dtype == model.dtype == torch.float32
+    with (
+        torch.inference_mode(),
+        torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32),
+        nullcontext() if whole else _Float32Head(model),
+    ):
         for batch in runs.progress(DataLoader(data, batch_size=batch_size), desc="evaluating", unit="batch"):
             batch = {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
             targets = shifted_targets(batch.pop("labels"))
             logits = model(**batch, use_cache=False).logits
             loss, rank, confidence = prediction_statistics(logits.reshape(-1, logits.shape[-1]), targets)
             by_type.add(targets, loss, rank == 0, rank < 5)
-            bins = (confidence * n_bins).long().clamp(max=n_bins - 1)
+            if losses is not None:
+                own = torch.where(targets == IGNORE_INDEX, torch.nan, loss).reshape(logits.shape[:2])
+                losses.append(own.roll(1, dims=1).cpu().numpy())  # the last position of a block has no target
+            bins = (confidence * n_bins).long().clamp(0, n_bins - 1)  # not a number is the least there is
             index = torch.where(targets == IGNORE_INDEX, IGNORE_INDEX, targets * n_bins + bins)
             calibration.add(index, confidence, rank == 0)
     model.train(was_training)
-    return Predictions(by_type.read(), calibration.read().reshape(vocab_size, n_bins, 3))
+    if not np.isfinite(sums := by_type.read()).all():
+        raise runs.RunError(
+            f"the loss of {int(sums[~np.isfinite(sums[:, 1]), 0].sum()):,} tokens is not finite: weights are no numbers, or "
+            f"{dtype} overflows; choose another checkpoint or dtype"
+        )
+    return Predictions(sums, calibration.read().reshape(vocab_size, n_bins, 3))
 
 
 def token_table(
@@ -66,9 +106,11 @@ def token_table(
 ) -> pd.DataFrame:
     """The per-token table (see `metrics`) from sums [vocabulary, 4] and training counts [vocabulary].
 
-    A model may have more types than its tokenizer (padded embeddings); they are left out.
+    Row i is token id i, up to the tokenizer's largest; ids that it leaves out have no token and no count. A model may
+    have more types than its tokenizer (padded embeddings), or a tokenizer tokens that the model has not; both are left
+    out.
     """
-    n = min(len(sums), len(tokenizer))
+    n = min(len(sums), n_ids(tokenizer))
     ids, sums, n_train = np.arange(n), sums[:n], n_train[:n]
     n_eval, loss, correct, top5 = sums.T
 
@@ -78,7 +120,7 @@ def token_table(
     return pd.DataFrame(
         {
             "token_id": ids,
-            "token": [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids],
+            "token": spell(tokenizer, ids),
             "kind": token_kinds(tokenizer)[:n],
             "n_train": n_train.astype(np.int64),
             "n_eval": n_eval.astype(np.int64),
@@ -90,42 +132,34 @@ def token_table(
     )
 
 
-def load_model(directory: str | Path, vocab_size: int) -> PreTrainedModel:
-    """A saved model, from safetensors and without remote code, kernels of the Hub included.
+def check_ids(ids: np.ndarray, n: int, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise RunError naming the tokens in flat `ids` for which the model `name`, of `n` rows, has none.
 
-    Raises RunError if it cannot be read or its vocabulary is smaller than the tokenizer's.
+    A tokenizer may have more tokens than its model, as long as they do not occur.
     """
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        if "/" in str(getattr(config, "_attn_implementation", None)):
-            raise ValueError(f"its attention {config._attn_implementation!r} is code of its own")
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, config=config, trust_remote_code=False, use_safetensors=True
-        )
-    except Exception as error:  # whatever a damaged folder makes transformers raise
+    types, counts = np.unique(ids[ids >= n], return_counts=True)
+    if len(types):
+        most = int(types[counts.argmax()])
         raise runs.RunError(
-            f"{directory}: the model cannot be read ({first_line(error)}); name a Hub id or a folder written by "
-            "save_pretrained with safetensors (pickles are not read, and code that comes with a model is never run), "
-            "and if a run made it, remove the run's folder and train it again"
-        ) from error
-    if model.config.vocab_size < vocab_size:
-        raise runs.RunError(
-            f"{directory}: the model has {model.config.vocab_size:,} token types and the tokenizer {vocab_size:,}; use the tokenizer "
-            "the model was trained with"
+            f"{name}: the model has {n:,} rows, and {counts.sum():,} tokens of the text have ids beyond them, {counts.max():,} of "
+            f"them {tokenizer.convert_ids_to_tokens(most)!r} (id {most:,}); use the tokenizer the model was trained with, "
+            "or train it after resize_token_embeddings"
         )
-    return model
 
 
 def evaluate(p: EvaluationParams) -> Path:
     """Evaluate the run of `p` on its training blocks and on held-out blocks; trains it first if it is not trained.
 
     Writes tokens_SPLIT.parquet, the per-token tables, and then the run's rows of the experiment's tables to tables/.
-    A run that has been evaluated is not evaluated again. Returns the run directory.
+    A run that has been evaluated is not evaluated again. Returns the run directory. Raises RunError if the run is of
+    another text, or another tokenizer, than is there now.
     """
     directory = runs.run_dir(p)
     if not (directory / "provenance.json").exists():
         print(f"no finished run in {directory}: training it now")
         training.train(p)
+    else:
+        runs.check_text(directory, p, text_now(p))
     finished = directory / "tables" / "totals.csv"
     if not finished.exists():  # a finished run may lie on a disk that cannot be written
         with runs.locked(directory):
@@ -137,12 +171,12 @@ def evaluate(p: EvaluationParams) -> Path:
 
 def _evaluate(p: EvaluationParams, directory: Path) -> None:
     corpus = tokenize_corpus(p)
-    model = load_model(directory / "model", len(corpus.tokenizer)).to(training.device(p))
+    model = load_model(directory / "model", n_ids(corpus.tokenizer)).to(training.device(p))
     data: dict[str, Dataset] = {
         "training": training.training_blocks(p, corpus),
         "held-out": training.heldout_blocks(p, corpus),
     }
-    vocab_size = model.config.vocab_size
+    vocab_size = n_rows(model)
     n_train = target_counts(data["training"].labels.numpy(), vocab_size)
     if p.max_evaluated_train_blocks:
         data["training"] = Subset(data["training"], range(min(p.max_evaluated_train_blocks, len(data["training"]))))

@@ -3,7 +3,8 @@
 A *token type* is an entry of the vocabulary, a *token* one occurrence of it. Losses are cross-entropies in nats.
 Per-token tables have the columns `token_id`, `token`, `n_train` (occurrences as a target in the training blocks),
 `kind` (see `tokenization.token_kinds`), `n_eval` (occurrences as a target in the evaluated blocks), `loss`, `accuracy`
-and `top5_accuracy` (means over those occurrences, NaN where `n_eval` is 0) and `learning_speed`. A calibration array
+and `top5_accuracy` (means over those occurrences, NaN where `n_eval` is 0) and `learning_speed`; those of an audit, whose
+`n_train` counts a reference text, also `unigram` (see `unigram_loss`) and norms of embedding rows. A calibration array
 [vocabulary, confidence bins, 3] holds tokens, summed confidence and correct predictions of every type and tenth of the
 confidence.
 """
@@ -67,13 +68,16 @@ def _mean_over_types(table: pd.DataFrame, column: str) -> float:
 
 
 def totals(table: pd.DataFrame) -> dict[str, float]:
-    """Average (over tokens) and token-balanced (over types) loss, accuracy and perplexity (exp of the loss)."""
+    """Average (over tokens) and token-balanced (over types) loss, accuracy and perplexity (exp of the loss).
+
+    With a column `unigram` also its two means.
+    """
     values: dict[str, float] = {
         "n_types": int((table["n_eval"] > 0).sum()),
         "n_tokens": int(table["n_eval"].sum()),
         "n_train_tokens": int(table["n_train"].sum()),
     }
-    for name in ("loss", "accuracy"):
+    for name in ("loss", "accuracy", *(["unigram"] if "unigram" in table else [])):
         values[f"average_{name}"] = _mean_over_tokens(table, name)
         values[f"token_balanced_{name}"] = _mean_over_types(table, name)
     for kind in ("average", "token_balanced"):
@@ -127,7 +131,8 @@ def by_bin(table: pd.DataFrame, calibration: np.ndarray | None = None) -> pd.Dat
 
     `loss`, `accuracy`, `top5_accuracy` and `learning_speed` are means over the bin's token types with n_eval ≥ 1;
     `loss_occurrences` is the mean over their tokens. With a `calibration` array also `confidence` (mean) and `ece`, the
-    expected calibration error, both over the tokens whose *target* lies in the bin.
+    expected calibration error, both over the tokens whose *target* lies in the bin. A table with `unigram` also has its
+    means and the `gain` over it, unigram − loss, both ways (nats).
     """
     seen = table[table["n_eval"] > 0]
     groups = seen.groupby(bin_index(seen["n_train"]))
@@ -152,6 +157,9 @@ def _means(group: pd.DataFrame, calibration: np.ndarray | None) -> dict[str, flo
         "top5_accuracy": group["top5_accuracy"].mean(),
         "learning_speed": group["learning_speed"].mean(),
     }
+    if "unigram" in group:
+        values |= {"unigram": group["unigram"].mean(), "unigram_occurrences": _mean_over_tokens(group, "unigram")}
+        values |= {f"gain{o}": values[f"unigram{o}"] - values[f"loss{o}"] for o in ("", "_occurrences")}
     if calibration is not None:
         sums = calibration[group["token_id"]].sum(axis=0)
         values |= {
@@ -265,6 +273,105 @@ def learning_curves(steps: np.ndarray, counts: np.ndarray, loss_sums: np.ndarray
             )
         )
     return pd.concat(frames, ignore_index=True)
+
+
+def unigram_loss(counts: np.ndarray | pd.Series) -> np.ndarray:
+    """What frequency alone explains of each type's loss: −log π_v in nats, π_v = (n_v + 1) / Σ_u (n_u + 1), [types].
+
+    Counts are those of the vocabulary in a reference text; adding one leaves no type without probability.
+
+    >>> np.exp(-unigram_loss(np.array([2, 0, 0]))).round(6).tolist()
+    [0.6, 0.2, 0.2]
+    """
+    smoothed = np.asarray(counts, dtype=np.float64) + 1
+    return np.log(smoothed.sum()) - np.log(smoothed)
+
+
+def difference_over_blocks(
+    sums: np.ndarray, n: np.ndarray, other_sums: np.ndarray, n_other: np.ndarray, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Difference of two means over tokens, Σ sums / Σ n − Σ other / Σ n_other, with its interval over blocks (nats).
+
+    All arrays are [blocks]: sums of a quantity and numbers of tokens of each block, which may be 0. Tokens of a block are
+    not independent, so blocks are the sample: a Student-t interval of the linearised ratios (Cochran 1977, Section 6.4),
+    which keeps both sums of a block together. NaN where a mean has no tokens, or the interval fewer than two blocks.
+
+    >>> ones = np.ones(3)
+    >>> [round(x, 3) for x in difference_over_blocks(np.array([2.0, 3.0, 4.0]), ones, ones, ones)]
+    [2.0, -0.484, 4.484]
+    """
+    if not (n.sum() and n_other.sum()):
+        return (float("nan"),) * 3
+    mean, other = sums.sum() / n.sum(), other_sums.sum() / n_other.sum()
+    residuals = (sums - mean * n) / n.sum() - (other_sums - other * n_other) / n_other.sum()
+    size = len(n)
+    half = (
+        stats.t.ppf((1 + confidence) / 2, size - 1) * np.sqrt(size / (size - 1) * (residuals**2).sum())
+        if size > 1
+        else np.nan
+    )
+    return float(mean - other), float(mean - other - half), float(mean - other + half)
+
+
+def norms_by_bin(table: pd.DataFrame, column: str = "embedding_norm") -> pd.DataFrame:
+    """Median, 10th and 90th percentile of norms of embedding rows by frequency bin of n_v, over all types of the table."""
+    groups = table.groupby(bin_index(table["n_train"]))[column]
+    quantiles = groups.quantile([0.1, 0.5, 0.9]).unstack()
+    quantiles.columns = ["p10", "median", "p90"]
+    keys = {"bin": [bin_label(i) for i in quantiles.index], "bin_low": [bin_low(i) for i in quantiles.index]}
+    return pd.DataFrame(
+        {**keys, "n_types": groups.size().to_numpy(), **{c: quantiles[c].to_numpy() for c in quantiles}}
+    )
+
+
+def undertrained(table: pd.DataFrame, norm_columns: Sequence[str]) -> pd.DataFrame:
+    """Types that look hardly trained: embedding norm and gain over the unigram both far below those of their bin.
+
+    After Land & Bartolo (2024), who find such types by their embeddings. Far below is Tukey's fence, the bin's first
+    quartile − 1.5 interquartile ranges, of log norms (in any of `norm_columns`) and of gains over the types evaluated. Types
+    that were not evaluated are judged by the norm alone (`judged_by` says which); types with n_v = 0, whose bin says nothing
+    of how often a model saw them, by the fence of all types with n_v ≥ 1. `norm_ratio` is the smallest norm over its bin's
+    median. Rows that were judged by both first, then by `norm_ratio`.
+    """
+    bins = bin_index(table["n_train"])
+    logs = {c: np.log(table[c].clip(lower=1e-30)) for c in norm_columns}
+    gain = table["unigram"] - table["loss"]
+    small = np.any([v < _quantiles(v, bins)["fence"] for v in logs.values()], axis=0)
+    little = (gain < _quantiles(gain, bins)["fence"]).to_numpy()
+    seen = (table["n_eval"] > 0).to_numpy()
+    ratio = np.exp(np.min([v - _quantiles(v, bins)["median"] for v in logs.values()], axis=0))
+    columns = ["token_id", "token", "kind", "n_train", "n_eval", "loss", "unigram", *norm_columns]
+    found = table[columns].assign(gain=gain, norm_ratio=ratio, judged_by=np.where(seen, "norm and gain", "norm alone"))
+    found = found[small & (little | ~seen)]
+    return found.sort_values(["judged_by", "norm_ratio"], ascending=[False, True], ignore_index=True)
+
+
+def _quantiles(values: pd.Series, bins: np.ndarray) -> pd.DataFrame:
+    """Each one's bin's `median` and `fence` (first quartile − 1.5 interquartile ranges); bin −1 takes those of all others."""
+    table = values.groupby(bins).quantile([0.25, 0.5, 0.75]).unstack()
+    table.loc[-1] = values[bins >= 0].quantile([0.25, 0.5, 0.75])
+    own = table.loc[bins].set_axis(values.index)
+    return pd.DataFrame({"median": own[0.5], "fence": own[0.25] - 1.5 * (own[0.75] - own[0.25])})
+
+
+def by_word_bin(words: pd.DataFrame) -> pd.DataFrame:
+    """Loss per word, in nats, by powers-of-3 bin of the word's count in the reference text.
+
+    `words` has a row per occurrence: word, n_reference, loss (sum over its pieces). Columns: bin, bin_low, n_words (distinct
+    ones), n_occurrences, loss (mean over distinct words) and loss_occurrences (mean over occurrences).
+    """
+    types = words.groupby("word", sort=False).agg(
+        n=("n_reference", "first"), loss=("loss", "mean"), size=("loss", "size")
+    )
+    total = types["loss"] * types["size"]
+    groups = types.assign(total=total).groupby(bin_index(types["n"]))
+    table = groups.agg(
+        n_words=("size", "size"), n_occurrences=("size", "sum"), loss=("loss", "mean"), total=("total", "sum")
+    )
+    table = table.assign(loss_occurrences=table.pop("total") / table["n_occurrences"])
+    table.insert(0, "bin", [bin_label(i) for i in table.index])
+    table.insert(1, "bin_low", [bin_low(i) for i in table.index])
+    return table.reset_index(drop=True)
 
 
 def over_seeds(frame: pd.DataFrame, value: str, confidence: float = 0.95) -> pd.DataFrame:

@@ -12,22 +12,37 @@ import difflib
 import hashlib
 import itertools
 import json
+import os
+import re
 import types
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, get_origin
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import yaml as pyyaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError, MaxDepthExceededError
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
 
 #: The 256 byte values, all of which a byte-level vocabulary contains.
 BYTE_ALPHABET = 256
 #: An experiment file is a page of text: no more bytes, no deeper nesting.
 MAX_FILE_BYTES, MAX_DEPTH = 10**6, 20
+#: The longest name of a file that common file systems take.
+MAX_NAME_BYTES = 255
+#: Folder of runs_dir that holds tokenized corpora, and so no experiment.
+TOKENIZED = "tokenized"
 
 
 DecayedParameters = Literal["all", "matrices", "no-embedding", "no-embedding-nor-norms", "embedding", "head", "norms"]
+#: An unquoted yes or no is a boolean in YAML 1.1, which papermill reads.
+Bos = Annotated[
+    Literal["auto", "yes", "no"],
+    BeforeValidator(lambda value: ("no", "yes")[value] if isinstance(value, bool) else value),
+]
 
 
 class ParameterError(ValueError):
@@ -98,6 +113,10 @@ class CorpusParams(Parameters):
     )
     corpus_path: str = Field("", description="local copy of a named corpus; empty reads it from the Hub")
     text_column: str = Field("text", description="column that holds a document's text")
+    txt_documents: Literal["auto", "file", "paragraph", "line"] = Field(
+        "auto",
+        description="what a document of .txt is, auto takes whole files if there are several, else paragraphs or lines",
+    )
     max_documents: int = Field(0, ge=0, description="documents kept of each split, 0 keeps all")
     heldout_fraction: float = Field(
         0.1, gt=0, lt=1, description="share of documents held out if the corpus has no test split"
@@ -116,6 +135,7 @@ class TokenizationParams(CorpusParams):
         "byte-level", description="byte-level, or whitespace-punctuation"
     )
     lowercase: bool = Field(False, description="a trained BPE lower-cases its text first, as the paper's example shows")
+    bos: Bos = Field("auto", description="documents begin with the BOS token, auto as the tokenizer's own rule has it")
     low_frequency_percentile: float = Field(
         95.0, gt=0, lt=100, description="types at or below this percentile of the counts are low-frequency"
     )
@@ -134,7 +154,10 @@ class TrainingParams(TokenizationParams):
     """Parameters of `02_training`."""
 
     experiment: str = Field(
-        "quick", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the experiment, a folder of runs_dir"
+        "quick",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=200,
+        description="name of the experiment, a folder of runs_dir",
     )
     context: int = Field(64, ge=2, description="tokens a block")
     packing: bool = Field(
@@ -200,6 +223,7 @@ class TrainingParams(TokenizationParams):
     #: Fields added later: left out of the identity at their defaults, so that earlier runs keep their names.
     ADDED: ClassVar[frozenset[str]] = frozenset(
         {
+            "bos",
             "embedding_decay",
             "frequency_exponent",
             "weight_decay_form",
@@ -209,15 +233,27 @@ class TrainingParams(TokenizationParams):
             "logit_adjustment",
             "torch_compile",
             "lowercase",
+            "txt_documents",
         }
     )
 
     @field_validator("experiment")
     @classmethod
-    def _no_dots(cls, value: str) -> str:
-        if ".." in value:
-            raise ValueError("must not contain '..'")
+    def _one_folder(cls, value: str) -> str:
+        if ".." in value or value.endswith("."):
+            raise ValueError("must not contain '..' or end in '.'")
+        if value == TOKENIZED:
+            raise ValueError("is the folder of tokenized corpora; choose another name")
         return value
+
+    @model_validator(mode="after")
+    def _name_fits(self) -> Self:
+        if len(os.fsencode(self.run_id().replace("\0", ""))) > MAX_NAME_BYTES:
+            raise ValueError(
+                f"model: the run's folder, named by it, would have a name longer than {MAX_NAME_BYTES} bytes; give the file "
+                "or folder of the model a shorter name"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rows_are_whole(self) -> Self:
@@ -307,6 +343,8 @@ class AuditParams(CorpusParams):
     counts_file: str = Field(
         "", description="CSV or Parquet with columns token_id and count; empty counts the training documents"
     )
+    tables_folder: str = Field("", description="tables of an earlier audit to show; empty makes the audit")
+    bos: Bos = Field("auto", description="documents begin with the BOS token, auto as the tokenizer's own rule has it")
     context: int = Field(64, ge=2, description="tokens a block")
     max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")
     low_frequency_percentile: float = Field(
@@ -345,7 +383,8 @@ def is_grid(name: str, value: Any) -> bool:
 def read(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """The values set by an experiment file and then by `overrides` (name, value as YAML), every one checked.
 
-    Raises ParameterError if the file is missing, is not a flat YAML mapping, or sets an unknown or impossible value.
+    Raises ParameterError if the file is missing, is not a flat YAML mapping, means another thing to papermill's `-f`, or sets
+    an unknown or impossible value.
     """
     path = Path(path)
     try:
@@ -359,64 +398,74 @@ def read(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> dict[st
     values = parse(text, str(path))
     if not isinstance(values, dict):
         raise ParameterError(f"{path}: must be a flat mapping `parameter: value`")
+    _check_both_read(values, text, str(path))
+    given = [name for name, _ in overrides]
+    if repeated := sorted({name for name in given if given.count(name) > 1}):
+        raise ParameterError(f"-p {repeated[0]}: is given {given.count(repeated[0])} times; keep one")
     values |= {name: parse(value, f"-p {name}") for name, value in overrides}
     expand(values, source=str(path))
     return values
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases, which let a few bytes stand for gigabytes, and of bounded depth and whole numbers."""
+class _Composer(Composer):
+    """Refuses aliases, which let a few bytes stand for gigabytes."""
 
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are refused; write the value out", problem_mark=mark)
-        if self.depth == MAX_DEPTH:
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=mark)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def whole_number(self, node: Any) -> int:
-        value = self.construct_yaml_int(node)
-        if abs(value) >= 2**63:  # Python itself refuses to print very large ones
-            raise yaml.MarkedYAMLError(problem="a whole number beyond 64 bits", problem_mark=node.start_mark)
-        return value
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
+    def return_alias(self, node: Any) -> Any:
+        raise ComposerError(problem="aliases (*name) are refused; write the value out", problem_mark=node.start_mark)
 
 
 def parse(text: str, source: str) -> Any:
-    """The value that `text` is in YAML, without aliases, tags that run code, or keys that are not text.
+    """The value that `text` is in YAML 1.2, without aliases, repeated keys, keys that are not text, or other tags.
 
     Raises ParameterError naming `source`.
     """
+    loader = YAML(typ="safe", pure=True)  # the other one, in C, reads YAML 1.1
+    loader.Composer, loader.max_depth = _Composer, MAX_DEPTH
     try:
-        value = yaml.load(text, _Loader)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        AttributeError,
-    ) as error:  # its constructors of dates and numbers raise the last two
+        value = loader.load(text)
+    except MaxDepthExceededError as error:
+        raise ParameterError(f"{source}: is not YAML of parameters: nested more than {MAX_DEPTH} deep") from error
+    except DuplicateKeyError as error:
+        name = re.search(r'found duplicate key "(.*?)" with', str(error))
+        raise ParameterError(
+            f"{source}: the key {name[1] if name else ''!r} stands twice (line {error.problem_mark.line + 1}); keep one"
+        ) from error
+    except (YAMLError, ValueError, LookupError, AttributeError) as error:  # its constructors raise the last three
         raise ParameterError(f"{source}: is not YAML: {error}") from error
-    _check_keys(value, source)
+    _check_values(value, source)
     return value
 
 
-def _check_keys(value: Any, source: str) -> None:
+def _check_both_read(value: Any, text: str, source: str) -> None:
+    """Raise ParameterError if papermill's `-f`, which is of YAML 1.1, would read another value from a file.
+
+    `value` has been read by `parse`, so that `text` holds nothing that expands.
+    """
+    try:
+        other = pyyaml.safe_load(text)
+    except (pyyaml.YAMLError, ValueError, LookupError, AttributeError) as error:
+        raise ParameterError(f"{source}: is not YAML 1.1, which papermill reads: {error}") from error
+    if not isinstance(value, dict) or repr(value) == repr(other):  # 1, 1.0 and True are equal
+        return
+    name = next((k for k in value if repr(value[k]) != repr(other.get(k))), "")
+    raise ParameterError(
+        f"{source}: {name}: is {value.get(name)!r:.100} in YAML 1.2 and {other.get(name)!r:.100} in YAML 1.1, which papermill "
+        "reads: write 0.1 for 1e-1, 10 for 010, true for yes, and put text in quotes"
+    )
+
+
+def _check_values(value: Any, source: str) -> None:
+    """Raise ParameterError for a key that is not text, and a whole number so large that Python refuses to print it."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ParameterError(f"{source}: holds a whole number beyond 64 bits")
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
                 raise ParameterError(
-                    f"{source}: must be a flat mapping `parameter: value`, whose keys are text: put {key!r} in quotes"
+                    f"{source}: is not YAML of a flat mapping `parameter: value`, whose keys are text: put {key!r} in quotes"
                 )
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        _check_keys(inner, source)
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ():
+        _check_values(inner, source)
 
 
 def add_override_option(parser: ArgumentParser) -> None:
@@ -494,5 +543,5 @@ def _describe(error: Mapping[str, Any], cls: type[Parameters]) -> str:
         return message
     hint = ""
     if isinstance(error["input"], str) and error["type"] in ("float_type", "int_type"):
-        hint = " (YAML reads 1e-1 as a string: write 0.1, without quotes)"
+        hint = " (it is text: write 0.1, without quotes, and not 1e-1, which is text in YAML 1.1)"
     return f"{name}: {message}, not {error['input']!r}{hint}"

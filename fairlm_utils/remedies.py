@@ -5,7 +5,8 @@ optimizer = frequency_aware_adamw(model, lr=3e-4, weight_decay=0.1)      # a row
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,96 +20,304 @@ from fairlm_utils.params import TrainingParams
 from fairlm_utils.token_loss import Objective
 
 
-class RowDecay:
-    """Decoupled weight decay of the rows of a model's embedding and head, each at its own strength.
+class FrequencyAwareAdamW(torch.optim.AdamW):
+    """AdamW whose decoupled weight decay multiplies row v of the embedding and of the head by 1 − η λ s_v.
 
-    Before every step of `optimizer` row v is multiplied by 1 − η λ s_v, with η the learning rate of its group; with
-    s_v = 1 that is AdamW. `row_scale` [vocabulary] are the s_v; None stands for *when seen*: s_v is 1 in steps in which
-    the type occurs among the inputs, counted over accumulated batches and over processes, else 0. The group of embedding
-    and head must have weight decay 0. Raises ValueError if it has not, if the optimiser lacks the embedding, or if
-    scales and rows do not match.
+    `params` are the groups of `models.weight_decay_groups(model, λ, ..., rows_apart=True)`: one of them holds embedding and
+    head, with λ as its `row_weight_decay` (its `weight_decay` is 0) and, as every group, its own learning rate η.
+    `row_scale` [vocabulary] are the s_v; s_v = 1 for all is AdamW, bit for bit. None stands for *when seen*: s_v is 1 if the
+    gradient of the step has passed through row v of the embedding, counted over accumulated batches and over processes,
+    else 0. That is the rule of FBGEMM's and TorchRec's embedding optimisers, whose decay reaches the rows of the batch alone
+    unless it is asked to be global. Forward passes without gradient or in evaluation mode do not count, nor do batches
+    whose gradient was dropped, as in a step that GradScaler skips. A weight without gradient (frozen, as under LoRA) does not
+    decay, and a head's bias decays as any other parameter.
+
+    Scale and marks are in the group, and so in `state_dict`; a checkpoint of AdamW over the same groups can be loaded.
+    Copies and pickles keep the behaviour for a model copied with them: `copy.deepcopy((model, optimizer))`.
+
+    Raises ValueError, here and at a step, if the model has no whole embedding [vocabulary, width] in these groups, as after
+    `resize_token_embeddings` or under sharding: make the optimiser after the model has got its final size, of the model
+    itself and not of a wrapper.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        optimizer: torch.optim.Optimizer,
-        weight_decay: float,
-        row_scale: Tensor | None = None,
-    ):
-        modules = [m for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None]
-        self.weights = list({id(m.weight): m.weight for m in modules}.values())  # one if they are tied
-        self.groups = [_group_of(optimizer, weight) for weight in self.weights]
-        self.weight_decay, n_rows = weight_decay, len(self.weights[0])
-        if row_scale is not None and len(row_scale) != n_rows:
-            raise ValueError(f"row_scale has {len(row_scale):,} entries and the embedding {n_rows:,} rows")
-        device = self.weights[0].device
-        self.row_scale = None if row_scale is None else row_scale.to(device, torch.float32)
-        self.seen = torch.zeros(n_rows, dtype=torch.uint8, device=device)
-        if row_scale is None:
-            modules[0].register_forward_hook(self._see)
-        optimizer.register_step_pre_hook(self._decay)
+    def __init__(self, params: list[dict], *, model: PreTrainedModel, row_scale: Tensor | None = None, **adamw: Any):
+        modules = embedding_and_head(model)
+        super().__init__(params, **adamw)
+        if self.defaults["differentiable"]:
+            raise ValueError("differentiable: rows decay in place; leave it out")
+        groups = [group for group in self.param_groups if "row_weight_decay" in group]
+        if len(groups) != 1 or groups[0]["weight_decay"]:
+            raise ValueError(
+                "embedding and head need a parameter group of their own, with weight_decay 0 and row_weight_decay; use "
+                "frequency_aware_adamw, or weight_decay_groups(model, ..., rows_apart=True) for params"
+            )
+        rows, weight = groups[0], modules[0].weight
+        if not rows["row_weight_decay"] >= 0:
+            raise ValueError(f"row_weight_decay is {rows['row_weight_decay']}; give a number of 0 or more")
+        rows["seen"], rows["row_scale"] = torch.zeros(len(weight), dtype=torch.uint8, device=weight.device), None
+        if row_scale is not None:
+            if row_scale.shape != (len(weight),) or not ((row_scale >= 0) & row_scale.isfinite()).all():
+                raise ValueError(
+                    f"row_scale has {row_scale.numel():,} entries and the embedding {len(weight):,} rows; give one finite "
+                    "number of 0 or more per row"
+                )
+            rows["row_scale"] = row_scale.to(weight.device, torch.float32)
+            if (row_scale == 1).all():  # left to AdamW, whose rounding of 1 − η λ is its own
+                rows["weight_decay"], rows["row_weight_decay"] = rows["row_weight_decay"], 0.0
+        self._row_modules = modules
+        self._model: Callable[[], PreTrainedModel | None] = weakref.ref(model)
+        self._attach()
+        self._check_rows()
 
-    def _see(self, module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        if module.training and torch.is_grad_enabled():
-            self.seen[inputs[0].reshape(-1)] = 1
+    @property
+    def _rows(self) -> dict[str, Any]:
+        return next(group for group in self.param_groups if "row_weight_decay" in group)
+
+    @property
+    def seen(self) -> Tensor:
+        """1 for each row [vocabulary] through which gradient has passed since the last step, else 0 (uint8)."""
+        return self._rows["seen"]
+
+    def _attach(self) -> None:
+        self._watched: Tensor | None = None
+        self._accumulated: tuple[weakref.ref, int] | None = None
+        # not a step() of our own: around AdamW's it would run the hooks of others twice
+        self.register_step_pre_hook(self._decay_rows)
+        handle = self._row_modules[0].register_forward_hook(_LookUp(self), with_kwargs=True)
+        weakref.finalize(self, handle.remove).atexit = False
+
+    def _check_rows(self) -> None:
+        model, rows = self._model(), self._rows
+        modules = self._row_modules if model is None else embedding_and_head(model)
+        trained = [module.weight for module in modules if module.weight.requires_grad]
+        if not set(map(id, trained)) <= set(map(id, rows["params"])):
+            raise ValueError(
+                "the optimiser does not hold the model's embedding and head: they were resized, replaced or moved to another "
+                "kind of device after it was made, or it was made from another model's parameters; make it anew"
+            )
+        if any(weight.dim() != 2 or hasattr(weight, "placements") for weight in trained):
+            raise ValueError(
+                "the embedding or head is sharded, and decay by row needs whole rows on each device; train with data "
+                "parallelism (DDP), or with torch.optim.AdamW"
+            )
+        n_known = {len(rows["seen"]), len(rows["seen"] if rows["row_scale"] is None else rows["row_scale"])}
+        if len(n_known | (n_rows := {len(weight) for weight in trained})) > 1:
+            raise ValueError(
+                f"embedding and head have {_numbers(n_rows)} rows and the optimiser knows {_numbers(n_known)}; make the "
+                "optimiser after resizing, with a head as long as the embedding"
+            )
+
+    def _looked_up(self, ids: Tensor, output: Any) -> None:
+        rows, embedding = self._rows, self._row_modules[0].weight
+        weight = next((m.weight for m in self._row_modules if m.weight.requires_grad), None)
+        if weight is None or not rows["row_weight_decay"] or rows["row_scale"] is not None:
+            return
+        if len(rows["seen"]) != len(embedding):  # the next step says so
+            return
+        rows["seen"] = rows["seen"].to(embedding.device)  # Trainer moves the model after the optimiser is made
+        if weight is not self._watched:
+            self._watch(weight)
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(lambda _: self._mark(ids))
+        else:  # a frozen embedding before a head that is trained: no gradient will come by here
+            self._mark(ids)
+
+    def _watch(self, weight: Tensor) -> None:
+        optimizer = weakref.ref(self)
+
+        def accumulated(weight: Tensor) -> None:
+            if (self := optimizer()) is not None and (gradient := weight.grad) is not None:
+                self._accumulated = weakref.ref(gradient), gradient._version
+
+        handle = weight.register_post_accumulate_grad_hook(accumulated)
+        weakref.finalize(self, handle.remove).atexit = False
+        self._watched = weight
+
+    def _mark(self, ids: Tensor) -> None:
+        self._forget_dropped_batches()
+        seen = self.seen
+        seen[ids.to(seen.device, torch.long).reshape(-1)] = 1
+
+    def _forget_dropped_batches(self) -> None:
+        """Start afresh if the gradient that the marks came with is gone, by whichever zero_grad and without a step."""
+        if self._accumulated is None or self._watched is None:
+            return
+        (reference, version), gradient = self._accumulated, self._watched.grad
+        if gradient is not None:
+            if gradient._version == version and reference() is gradient:
+                return  # the ordinary accumulation, decided without waiting for the device
+            if gradient.any():  # clipped or reduced, not zeroed
+                return
+        self.seen.zero_()
+        self._accumulated = None
 
     @torch.no_grad()
-    def _decay(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        scale = self.row_scale
-        if scale is None:
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.all_reduce(self.seen, torch.distributed.ReduceOp.MAX)
-            scale = self.seen.to(torch.float32)
-        for weight, group in zip(self.weights, self.groups, strict=True):
-            weight.mul_(
-                (1.0 - optimizer.param_groups[group]["lr"] * self.weight_decay * scale).to(weight.dtype)[:, None]
-            )
-        self.seen.zero_()
+    def _decay_rows(self, _: torch.optim.Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is not None:  # its backward pass comes before the decay, as in AdamW
+            with torch.enable_grad():
+                loss = closure()
+        self._check_rows()
+        rows = self._rows
+        if rows["row_weight_decay"]:
+            scale = self._scale(rows["params"][0].device)
+            found_inf = getattr(self, "found_inf", None)  # GradScaler leaves it to fused kernels to skip a step
+            if found_inf is not None:
+                scale = scale * (found_inf == 0).to(scale.device)
+            for weight in rows["params"]:
+                if weight.grad is not None and weight.requires_grad:
+                    # at least float32: a factor in bfloat16 would be off by more than the decay
+                    strength = scale.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+                    weight.mul_((1.0 - rows["lr"] * rows["row_weight_decay"] * strength)[:, None])
+        rows["seen"].zero_()
+        self._accumulated = None
+        return None if closure is None else (args[:1], {"closure": lambda: loss})
+
+    def _scale(self, device: torch.device) -> Tensor:
+        rows = self._rows
+        if rows["row_scale"] is not None:
+            rows["row_scale"] = rows["row_scale"].to(device)
+            return rows["row_scale"]
+        rows["seen"] = rows["seen"].to(device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(rows["seen"], torch.distributed.ReduceOp.MAX)
+        return rows["seen"].to(torch.float32)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of AdamW; the group of the rows also holds `row_weight_decay`, `row_scale` and the marks `seen`."""
+        self._forget_dropped_batches()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of AdamW, whose checkpoints, which know no rows, leave scale and decay of the rows as they are."""
+        own = ("weight_decay", "row_weight_decay", "row_scale", "seen")
+        groups = [
+            {**saved, **{key: group[key] for key in own}}
+            if "row_weight_decay" in group and "row_weight_decay" not in saved
+            else saved
+            for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=False)
+        ]
+        if len(groups) == len(state_dict["param_groups"]):
+            state_dict = {**state_dict, "param_groups": groups}
+        super().load_state_dict(state_dict)
+        self._accumulated = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_row_modules": self._row_modules}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_row_modules" in state:  # a copy or an unpickled one; load_state_dict comes by here too, without them
+            self._model = _nothing
+            self._attach()
 
 
-def _group_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> int:
-    for index, group in enumerate(optimizer.param_groups):
-        if any(parameter is weight for parameter in group["params"]):
-            if group["weight_decay"]:
-                raise ValueError("embedding and head decay in the optimiser already; give their group weight_decay 0")
-            return index
-    raise ValueError("the optimiser does not hold the model's embedding; make it from this model's parameters")
+class _LookUp:
+    """Forward hook of an embedding that tells `optimizer` its ids; of a copy of the model, a hook that does nothing."""
+
+    def __init__(self, optimizer: FrequencyAwareAdamW | None = None):
+        self.optimizer: Callable[[], FrequencyAwareAdamW | None] = (
+            _nothing if optimizer is None else weakref.ref(optimizer)
+        )
+
+    def __reduce__(self) -> tuple:
+        return _LookUp, ()
+
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if (optimizer := self.optimizer()) is not None and module.training and torch.is_grad_enabled():
+            optimizer._looked_up(args[0] if args else next(iter(kwargs.values())), output)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _numbers(values: set[int]) -> str:
+    return " and ".join(f"{value:,}" for value in sorted(values))
+
+
+def embedding_and_head(model: PreTrainedModel) -> list[nn.Module]:
+    """The embedding of a model and, if it has one, its head: what has a row [width] per token type.
+
+    Raises ValueError if there is no embedding, or one with sparse gradients, which AdamW does not take.
+    """
+    try:
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    except (AttributeError, NotImplementedError) as error:
+        raise ValueError(
+            f"{type(model).__name__} does not tell its embedding; give the model itself, not a wrapper such as "
+            "DistributedDataParallel, with the methods get_input_embeddings and get_output_embeddings"
+        ) from error
+    if not isinstance(getattr(embedding, "weight", None), Tensor):
+        raise ValueError(f"{type(model).__name__} has no embedding whose rows could decay; use torch.optim.AdamW")
+    if getattr(embedding, "sparse", False):
+        raise ValueError("the embedding has sparse gradients, which AdamW does not take; build it with sparse=False")
+    return [module for module in (embedding, head) if isinstance(getattr(module, "weight", None), Tensor)]
+
+
+def _whole_counts(counts: np.ndarray | Tensor) -> np.ndarray:
+    """Training counts n_v [vocabulary] as float64. Raises ValueError for what are no counts, or none above 0."""
+    try:
+        n = np.asarray(counts.detach().cpu().double() if isinstance(counts, Tensor) else counts, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"counts: give a vector of one number per token id ({error})") from error
+    if n.ndim != 1:
+        raise ValueError(f"counts: give one number per token id, a vector and not an array of shape {n.shape}")
+    odd = n[~(np.isfinite(n) & (n >= 0) & (n == np.round(n)))]
+    if len(odd):
+        raise ValueError(
+            f"counts: {odd[0]:g} is not a number of occurrences; give how often each token id occurs in the training text, "
+            "as np.bincount(ids) does, not relative frequencies or logarithms"
+        )
+    if not n.any():
+        raise ValueError("counts: no token type occurs; frequencies and weights need counts above 0")
+    return n
 
 
 def frequency_scale(counts: np.ndarray | Tensor, exponent: float = 1.0) -> Tensor:
     """Strength s_v = min(1, n_v / n_95)^γ of the decay of each row [vocabulary], from training counts n_v.
 
     n_95 is the 95th percentile of the counts of types that occur, where the paper splits low from high frequency: frequent
-    types decay in full, rare ones less, unseen ones not at all; γ = 0 is uniform. Raises ValueError without counts.
+    types decay in full, rare ones less, unseen ones not at all; γ = 0 is uniform. Raises ValueError without counts, for
+    counts that are negative, NaN or no whole numbers (relative frequencies), and for γ < 0.
     """
-    counts = np.asarray(counts, dtype=np.float64)
-    if not (counts > 0).any():
-        raise ValueError("no token type occurs; frequencies need counts")
+    counts = _whole_counts(counts)
+    if not 0 <= exponent < np.inf:
+        raise ValueError(f"exponent: {exponent} would let rare tokens decay most; give a number of 0 or more")
     relative = np.minimum(1.0, counts / np.percentile(counts[counts > 0], 95))
     return torch.from_numpy(relative**exponent).float()
 
 
 def frequency_aware_adamw(
     model: PreTrainedModel,
-    lr: float,
+    lr: float | Tensor,
     weight_decay: float,
     counts: np.ndarray | Tensor | None = None,
     exponent: float = 1.0,
     decayed_parameters: str = "all",
     **adamw: Any,
-) -> torch.optim.AdamW:
+) -> FrequencyAwareAdamW:
     """AdamW whose decay of embedding and head rows depends on how often their token occurs; a drop-in for any causal LM.
 
     Without `counts` a row decays in steps in which its token occurs; with training counts [vocabulary] by
-    `frequency_scale(counts, exponent)`. The other parameters decay as `decayed_parameters` says (see
-    `models.weight_decay_groups`); further arguments are AdamW's. Give it to Trainer as `optimizers=(optimizer, None)`.
-    Embeddings must be whole on each device: data parallelism works, sharding of the embedding does not.
+    `frequency_scale(counts, exponent)`, rows beyond the counts (an embedding padded to a multiple of 64) as types that do
+    not occur. The other parameters decay as `decayed_parameters` says (see `models.weight_decay_groups`); further arguments
+    are AdamW's. Give it to Trainer as `optimizers=(optimizer, None)`. Embeddings must be whole on each device: data
+    parallelism works, sharding of the embedding does not. See `FrequencyAwareAdamW` for what counts as seen. Raises
+    ValueError for counts that are none (see `frequency_scale`) or more than the rows, and for a model without embedding.
     """
+    n_rows, scale = len(embedding_and_head(model)[0].weight), None
+    if counts is not None:
+        n = _whole_counts(counts)
+        if len(n) > n_rows:
+            raise ValueError(
+                f"counts has {len(n):,} entries and the model's embedding {n_rows:,} rows; count the training text with the "
+                "model's own tokenizer, or resize the embedding first"
+            )
+        scale = frequency_scale(np.pad(n, (0, n_rows - len(n))), exponent)
     groups, _ = weight_decay_groups(model, weight_decay, decayed_parameters, rows_apart=True)
-    optimizer = torch.optim.AdamW(groups, lr=lr, **adamw)
-    RowDecay(model, optimizer, weight_decay, None if counts is None else frequency_scale(counts, exponent))
-    return optimizer
+    return FrequencyAwareAdamW(groups, model=model, row_scale=scale, lr=lr, weight_decay=weight_decay, **adamw)
 
 
 def loss_weights(counts: np.ndarray | Tensor, exponent: float) -> Tensor:
@@ -116,11 +325,10 @@ def loss_weights(counts: np.ndarray | Tensor, exponent: float) -> Tensor:
 
     Scaled to a mean of 1 over the training tokens, so that the learning rate keeps its meaning (Cui et al. 2019 discuss the
     choice of α: 1 is token-balanced, 0.5 square-root-balanced). `Objective(loss_weights(counts, 0.25))` is a training
-    objective for `callback.TokenFrequencyCallback`. Raises ValueError without counts.
+    objective for `callback.TokenFrequencyCallback`. Raises ValueError without counts, and for counts that are negative,
+    NaN or no whole numbers (relative frequencies).
     """
-    n = torch.from_numpy(np.asarray(counts, dtype=np.float64))
-    if not (n > 0).any():
-        raise ValueError("no token type occurs; weights need counts")
+    n = torch.from_numpy(_whole_counts(counts))
     weights = torch.where(n > 0, n.clamp(min=1) ** -exponent, 0.0)
     return (weights * n.sum() / (weights * n).sum()).float()
 

@@ -5,6 +5,7 @@ python -m fairlm_utils.report site          # `make site`
 
 from __future__ import annotations
 
+import hashlib
 import html
 import logging
 import os
@@ -23,6 +24,7 @@ from nbconvert import HTMLExporter
 from fairlm_utils import runs
 
 _MATH = re.compile(r"\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?![\w$])", re.DOTALL)
+_LONGEST = 150
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 
 _PAGE = """<!DOCTYPE html>
@@ -40,18 +42,31 @@ pre {{ overflow-x: auto; padding: 0.6rem; border: 1px solid #8886; border-radius
 """
 
 
-def notebook_html(path: str | Path, with_code: bool = True) -> str:
-    """An executed notebook as one HTML page that needs no network: equations as MathML, pictures inside, code if wanted."""
+def notebook_html(path: str | Path, with_code: bool = True, title: str = "") -> str:
+    """An executed notebook as one HTML page that needs no network: equations as MathML, pictures inside, code if wanted.
+
+    A `title` of its own takes the place of the notebook's first cell, which is about the notebook as it is committed.
+    """
     notebook = nbformat.read(path, as_version=4)
+    if title:
+        notebook.cells[0].source = "# Title"
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = render_math(cell.source)
-    exporter = HTMLExporter(template_name="lab", exclude_anchor_links=True, exclude_input=not with_code)
+    options = {"exclude_input": not with_code, "exclude_output_prompt": not with_code}
+    exporter = HTMLExporter(template_name="lab", exclude_anchor_links=True, **options)
     exporter.log.setLevel(logging.ERROR)  # not its note on missing alternative text, which is set below
     page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": Path(path).stem}})
     soup = BeautifulSoup(page, "html.parser")
+    if title:  # put in as text, for it may name a folder of a stranger's
+        soup.title.string = soup.h1.string = title
     for script in soup.find_all("script"):  # of the template, all fetched from the network; a static page needs none
         script.decompose()
+    style = soup.new_tag("style")
+    style.string = (
+        ".jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }"  # sentences: not within words
+    )
+    soup.head.append(style)
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     descriptions = [o.metadata.get("image/png", {}).get("alt", "") for o in outputs if "image/png" in o.get("data", {})]
     for image, description in zip(soup.select('img[src^="data:image/png"]'), descriptions, strict=True):
@@ -100,13 +115,20 @@ def _pages(folder: Path, notebooks: Mapping[str, Path]) -> dict[str, Path]:
     """A page a notebook, made if it is missing or of another version of the notebook; its path by title."""
     pages = {}
     for name, notebook in notebooks.items():
-        pages[name] = page = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.html"
+        pages[name] = page = folder / f"{_file_name(name)}.html"
         made = Path(notebook).stat().st_mtime_ns
         if not page.exists() or page.stat().st_mtime_ns != made:
             with runs.atomic_path(page) as temporary:
                 temporary.write_text(notebook_html(notebook), encoding="utf-8")
                 os.utime(temporary, ns=(made, made))  # whatever the clock says, see which notebook it is of
     return pages
+
+
+def _file_name(title: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", title)
+    if len(name) > _LONGEST:  # a model may be named by a long path
+        name = f"{name[:_LONGEST]}-{hashlib.sha256(title.encode()).hexdigest()[:8]}"
+    return name
 
 
 def _write(page: Path, title: str, body: str) -> Path:
@@ -174,4 +196,5 @@ def markdown2html(text: str) -> str:
 
 
 if __name__ == "__main__":
+    runs.print_plainly()
     print(write_site(Path(sys.argv[1]).resolve()))

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
+import shutil
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,16 @@ from tabulate import tabulate
 
 from fairlm_utils import params, runs
 from fairlm_utils.params import EvaluationParams, ParameterError
-from fairlm_utils.sweep import RUN_NOTEBOOKS, interrupted, report_outcomes, run_notebook, source_digest, sweep
+from fairlm_utils.sweep import (
+    RUN_NOTEBOOKS,
+    interrupted,
+    own_process,
+    report_outcomes,
+    run_notebook,
+    source_digest,
+    sweep,
+    texts_now,
+)
 
 # Libraries for models, statistics and pictures are imported where they are used: while notebooks run, this process only
 # waits, and should leave the memory to them.
@@ -45,17 +53,22 @@ def reproduce(
     """Run every notebook of an experiment file that has not been run yet and write the report; returns its index page.
 
     Prints Table 1 and the claims table. With `save_results` the small tables also go to that folder. Raises
-    ParameterError or RunError for a bad experiment before anything runs, and RunError if a run has failed.
+    ParameterError or RunError for a bad experiment, or one whose runs are of another text than is there now, before
+    anything runs, and RunError if a run has failed.
     """
     values = params.read(file, overrides)
     points = params.expand(values, str(file))
-    _check_models(points)
-    runs.check_experiment(points)
     folder = Path(points[0].runs_dir) / points[0].experiment
+    with own_process() as pool:
+        asked = dict.fromkeys((p.model, p.vocab_size, p.context) for p in points)
+        pool.submit(_check_models, list(asked)).result()
+        runs.check_experiment(points)
+        texts = pool.submit(texts_now, points).result()
+    runs.check_texts(folder, texts)
     single = {k: v for k, v in values.items() if not params.is_grid(k, v)}
 
-    done = {"01 tokenization": _notebook("01_tokenization", folder, single)}
-    outcomes = sweep(points, n_workers, retries)
+    done = {"01 tokenization": _notebook("01_tokenization", folder, single, json.dumps(texts, sort_keys=True))}
+    outcomes = sweep(points, n_workers, retries, texts=texts)
     report_outcomes(outcomes)
     if failed := [o for o in outcomes if o.status == "failed"]:
         raise runs.RunError(
@@ -117,14 +130,8 @@ def _picture(results: runs.Results) -> Any:
     return charts.by_bin(metrics.over_seeds(results.bins, "loss"))
 
 
-def _check_models(points: Sequence[EvaluationParams]) -> None:
-    """Raise ParameterError for a model that does not exist or is too short, in a process of its own: its imports are large."""
-    asked = [(p.model, p.vocab_size, p.context) for p in points]
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        pool.submit(_check_configs, list(dict.fromkeys(asked))).result()
-
-
-def _check_configs(asked: Sequence[tuple[str, int, int]]) -> None:
+def _check_models(asked: Sequence[tuple[str, int, int]]) -> None:
+    """Raise ParameterError for a model (name, vocabulary, context) that does not exist or is too short."""
     from fairlm_utils.models import model_config
 
     for name, vocab_size, context in asked:
@@ -198,17 +205,29 @@ def _conclude(file: str | Path, folder: Path, results: runs.Results, done: dict[
         f"\n{results.scale}; losses in nats; mean ± sd over seeds, or ± half a 95 % Student-t interval where compared"
     )
     for name, table in reversed(tables.items()):
-        widths = [12, 42, 16, 20, 36, 16] if name == "Claims" else None
-        print(f"\n{name}")
-        print(
-            tabulate(table.drop(columns="rule", errors="ignore"), headers="keys", showindex=False, maxcolwidths=widths)
-        )
+        print(f"\n{name}\n{_for_terminal(name, table)}")
     lines = [
         "Weight decay and the loss of low-frequency tokens: claims of arXiv 2410.11985 checked on models trained by this command.",
         f"Scale: {results.scale}. Experiment file: {file}. Losses in nats, mean ± sd over seeds.",
     ]
     title = f"The Fair Language Model Paradox: {results.params['experiment']}"
     return write_report(folder / "report", title, lines, tables, done)
+
+
+def _for_terminal(name: str, table: pd.DataFrame) -> str:
+    """A table as it fits the terminal: claims as a verdict and a paragraph each, Table 1 under narrow headings."""
+    if name != "Claims":
+        if name == "Table 1":  # the line above it says what all rows share
+            table = table.drop(columns=[c for c in ("model", "n_seeds") if table[c].nunique() == 1])
+            table = table.rename(columns=lambda c: c.replace("_", "\n"))
+        return tabulate(table, headers="keys", showindex=False)
+    width = shutil.get_terminal_size((120, 24)).columns
+    verdicts = table["verdict"].str.len().max()
+    rows = [
+        (row.verdict, f"{row.claim}\npaper: {row.paper} ({row.exhibit})\nhere: {row.ours}")
+        for row in table.itertuples(index=False)
+    ]
+    return tabulate(rows, tablefmt="plain", maxcolwidths=[None, max(20, width - verdicts - 2)], disable_numparse=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

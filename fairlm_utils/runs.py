@@ -1,7 +1,7 @@
 """Run directories: where results lie, what they say of their origin, and how finished ones are found.
 
     RUNS_DIR/tokenized/DIGEST/           tokenizer and token ids of a corpus, shared by experiments
-    RUNS_DIR/EXPERIMENT/RUN_ID/          one (model, λ, seed): params.json, provenance.json, model/, curves, tables
+    RUNS_DIR/EXPERIMENT/RUN_ID/          one (model, λ, seed): params.json, text.json, provenance.json, model/, curves, tables
     results/EXPERIMENT/                  the small tables of an experiment, committed
 
 Every file is written beside its place and moved there, so that a file that exists is whole. The last file a stage
@@ -14,9 +14,11 @@ python -m fairlm_utils.runs repeat RUN_DIR      # train and evaluate it again el
 from __future__ import annotations
 
 import argparse
+import codecs
 import glob
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -37,7 +39,7 @@ from tqdm.auto import tqdm
 
 from fairlm_utils.corpora import CorpusError
 from fairlm_utils.metrics import SPLITS
-from fairlm_utils.params import EvaluationParams, ParameterError, TrainingParams
+from fairlm_utils.params import CorpusParams, EvaluationParams, ParameterError, TokenizationParams, TrainingParams
 
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -77,6 +79,24 @@ _RESTORE = "restore it, or make it again by the command in its README.md"
 #: What a run's results are: weights, learning curves, per-token tables and small tables.
 RESULT_FILES = ("model/*.safetensors", "learning_curves.safetensors", "tokens_*.parquet", "tables/*.csv")
 SEAL = "sha256.json"
+#: Which text a run was made from: digests of the documents and of their token ids.
+TEXT = "text.json"
+#: What the characters of our own messages are where a terminal lacks them.
+_PLAIN = {
+    **{"λ": "lambda", "Σ": "sum", "π": "pi", "ℓ": "loss", "×": "x", "±": "+-", "−": "-", "–": "-", "—": "-", "→": "->"},
+    **{
+        "≤": "<=",
+        "≥": ">=",
+        "²": "2",
+        "·": "*",
+        "…": "...",
+        "‘": "'",
+        "’": "'",
+        "“": '"',
+        "”": '"',
+        "\N{NO-BREAK SPACE}": " ",
+    },
+}
 #: Parameters that differ between the runs of one experiment; all others must agree, but between variants.
 AXES = ("model", "variant", "weight_decay", "seed")
 
@@ -86,8 +106,27 @@ class RunError(RuntimeError):
 
 
 def enter_project() -> None:
-    """Make the project's root the working directory, so that relative paths mean the same wherever a notebook starts."""
+    """Make the project's root the working directory, so that relative paths mean the same wherever a notebook starts.
+
+    And let what is printed from now on reach any terminal, see `print_plainly`.
+    """
     os.chdir(PROJECT)
+    print_plainly()
+
+
+def print_plainly() -> None:
+    """Let stdout and stderr take every text: what the terminal's encoding lacks is written in ASCII, λ as `lambda`."""
+    codecs.register_error("fairlm.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's streams are UTF-8, and none
+            stream.reconfigure(errors="fairlm.plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in text), error.end
 
 
 def progress(*arguments: Any, **options: Any) -> tqdm:
@@ -205,6 +244,74 @@ def claim(p: TrainingParams) -> Path:
     return directory
 
 
+def claim_text(directory: Path, p: TrainingParams, meta: Mapping[str, Any]) -> None:
+    """Record in a run's text.json which text it is trained on, by `meta` of the tokenized corpus.
+
+    Raises RunError if the run was begun on another text or with another tokenizer, or if another run of its experiment was.
+    """
+    check_text(directory, p, meta)
+    for other in sorted(path.parent for path in directory.parent.glob("*/params.json") if path.parent != directory):
+        try:
+            recorded = _recorded_text(other)
+        except RunError:  # damaged, or just removed: not this run's concern
+            continue
+        if _same_text(recorded, text_identity(p.model_dump(), meta), other):
+            break  # one of the same corpus stands for the rest
+    if not (directory / TEXT).exists():
+        write_json(directory / TEXT, {key: meta[key] for key in ("corpus", "fingerprint", "ids") if key in meta})
+
+
+def check_text(directory: Path, p: TrainingParams, meta: Mapping[str, Any] | None) -> None:
+    """Raise RunError if a run was made from another text or tokenizer than `meta` of the tokenized corpus now there.
+
+    Nothing is compared if that is None, or if the run was left unfinished by a version that did not record its text.
+    """
+    _same_text(_recorded_text(directory), text_identity(p.model_dump(), meta or {}), directory)
+
+
+def check_texts(folder: Path, now: Mapping[str, str]) -> None:
+    """Raise RunError if any run in RUNS_DIR/EXPERIMENT is of another text than is there `now`, see `text_identity`."""
+    for path in sorted(folder.glob("*/params.json")):
+        _same_text(_recorded_text(path.parent), now, path.parent)
+
+
+def text_identity(known: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, str]:
+    """Digest of the text and of its token ids, each by the parameters that name it.
+
+    Runs of one experiment in which a key is the same and its digest is not are of two texts, or two tokenizers.
+    """
+    found = {}
+    for what, key, cls in (("text", "fingerprint", CorpusParams), ("tokenizer", "ids", TokenizationParams)):
+        if key in meta:
+            names = cls.model_fields.keys() - TrainingParams.NOT_IDENTITY - {"low_frequency_percentile"}
+            named = {name: known.get(name, cls.model_fields[name].default) for name in names}
+            found[f"{what} {json.dumps(named, sort_keys=True)}"] = meta[key]
+    return found
+
+
+def _recorded_text(directory: Path) -> dict[str, str]:
+    """What `text_identity` was when a run was made; empty where that is not recorded."""
+    source = directory / TEXT if (directory / TEXT).exists() else directory / "provenance.json"
+    if not source.exists():
+        return {}
+    meta = read_json(source)
+    return text_identity(read_json(directory / "params.json"), meta if source.name == TEXT else meta.get("corpus", {}))
+
+
+def _same_text(recorded: Mapping[str, str], now: Mapping[str, str], directory: Path) -> bool:
+    """Whether anything could be compared; RunError if it was not the same."""
+    for key in (shared := sorted(recorded.keys() & now.keys())):  # text before tokenizer, which may be learnt from it
+        if recorded[key] != now[key]:
+            what, _, named = key.partition(" ")
+            name = json.loads(named)["corpus" if what == "text" else "tokenizer"]
+            raise RunError(
+                f"{directory}: was made from another {what}: {name!r} has changed since, and what was learnt from two is not "
+                "mixed; remove the folder to train on what is there now, put the earlier one back, or set another "
+                "`experiment` name"
+            )
+    return bool(shared)
+
+
 def provenance(p: TrainingParams, corpus: dict[str, Any], seconds: float, device: str) -> dict[str, Any]:
     """What is needed to repeat a run and to judge it: versions, commit, device, corpus fingerprint, time, memory."""
     return {
@@ -228,12 +335,20 @@ def peak_memory_mb() -> float:
 
 
 def git_commit() -> str:
-    """Commit of the checkout, with `+changes` if files differ from it, or `unknown` outside a checkout."""
+    """Commit of this checkout, with `+changes` if files differ from it, or `unknown` outside one.
+
+    A repository that lies around an unpacked archive of this project is not its checkout.
+    """
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
+    environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, check=True, env=environment)
+        return os.fsdecode(done.stdout).strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != PROJECT or not git("ls-files", "--", "fairlm_utils"):
+            return "unknown"
         changed = git(
             "status", "--porcelain", "--untracked-files=no", "--", "fairlm_utils", "params", "requirements.txt"
         )
@@ -279,8 +394,8 @@ class Results:
 def load_results(folder: str | Path) -> Results:
     """Tables of an experiment from a folder of committed tables or from the finished runs in RUNS_DIR/EXPERIMENT.
 
-    Raises RunError if the folder has neither, holds runs whose parameters differ beyond model, λ and seed, or a file that
-    is damaged or is not such a table.
+    Raises RunError if the folder has neither, holds runs whose parameters differ beyond model, λ and seed or whose text
+    differs, or a file that is damaged or is not such a table.
     """
     folder = Path(folder)
     if (folder / "experiment.json").exists():
@@ -393,6 +508,7 @@ def _shared_params(directories: list[Path]) -> dict[str, Any]:
     Runs of one variant may differ in `AXES` alone, those of two in any parameter.
     """
     shared: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     of_variant: dict[str, tuple[Path, dict[str, Any]]] = {}
     for directory in directories:
         params = read_json(directory / "params.json")
@@ -404,6 +520,9 @@ def _shared_params(directories: list[Path]) -> dict[str, Any]:
                 f"{directory.parent}: {directory.name} differs from {first.name} in {', '.join(differing)}, and tables "
                 "of different settings are not mixed; remove the runs you do not want or use another experiment name"
             )
+        text = _recorded_text(directory)
+        _same_text(text, texts, directory)
+        texts |= text
         shared = {k: v for k, v in (shared or fixed).items() if fixed.get(k) == v}
     shared["experiment"] = params["experiment"]
     if set(of_variant) != {""}:
@@ -445,6 +564,8 @@ def write_results(results: Results, folder: str | Path, command: str) -> None:
 
 def check_experiment(points: Sequence[Any]) -> None:
     """Refuse, before anything runs, an experiment folder that holds finished runs of other settings.
+
+    That they are of the same text is for `check_texts` to say, which needs the corpus.
 
     Raises RunError naming the parameters that differ.
     """
@@ -496,9 +617,11 @@ def check_seal(directory: str | Path, part: str = "") -> None:
 def repeat(directory: str | Path) -> dict[str, bool]:
     """Train and evaluate a finished run again in a temporary folder: whether each file has the same bits.
 
-    Raises RunError if the run is not finished or its parameters are of another version of this package.
+    Raises RunError if the run is not finished, its text has changed, or its parameters are of another version of this
+    package.
     """
     from fairlm_utils.evaluation import evaluate
+    from fairlm_utils.tokenization import text_now
 
     directory = Path(directory)
     before = digests(directory, RESULT_FILES)
@@ -510,7 +633,9 @@ def repeat(directory: str | Path) -> dict[str, bool]:
         {k: v for k, v in values.items() if k in EvaluationParams.model_fields}, str(directory)
     )
     with tempfile.TemporaryDirectory() as folder:
-        after = digests(evaluate(known.model_copy(update={"runs_dir": folder})), RESULT_FILES)
+        again = known.model_copy(update={"runs_dir": folder})
+        check_text(directory, again, text_now(again))
+        after = digests(evaluate(again), RESULT_FILES)
     return {name: after.get(name) == digest for name, digest in before.items()}
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import multiprocessing
 import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,12 @@ from typing import Any, NoReturn
 
 import pandas as pd
 import papermill
+from jupyter_client import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
 from fairlm_utils import params, runs
-from fairlm_utils.params import EvaluationParams, ParameterError
+from fairlm_utils.params import EvaluationParams, ParameterError, TokenizationParams
 
 RUN_NOTEBOOKS = ("02_training", "03_evaluation")
 #: glibc gives large buffers back to the system at every step and faults them in again; kept, the steps of a vocabulary of
@@ -42,6 +44,14 @@ class Outcome:
     error: str = ""
 
 
+class _Kernel(AsyncKernelManager):
+    """A kernel that is asked to end, and not interrupted first: one that has just answered would call that an error."""
+
+    async def _async_interrupt_kernel(self) -> None:
+        if not self.shutting_down:
+            await super()._async_interrupt_kernel()
+
+
 def run_notebook(name: str, output: Path, values: dict[str, Any]) -> None:
     """Execute a notebook of notebooks/ with papermill, from the project's root; the executed copy goes to `output`.
 
@@ -57,6 +67,7 @@ def run_notebook(name: str, output: Path, values: dict[str, Any]) -> None:
         progress_bar=False,
         kernel_name="python3",
         extra_arguments=["--IPKernelApp.log_level=40"],  # not its note that a local kernel speaks TCP
+        kernel_manager_class=_Kernel,
     )
 
 
@@ -103,16 +114,24 @@ def sweep(
     retries: int = 1,
     ray_address: str = "",
     gpus_per_run: float | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> list[Outcome]:
     """Run notebooks 02 and 03 for every point, several at a time, skipping what is finished.
 
     Here with `n_workers` processes, by default as many as the cores hold with `n_threads` each; or, given the
     `ray_address` of a cluster ("auto", HOST:PORT or ray://HOST:PORT), as many as its nodes hold with `n_threads` CPUs and
     `gpus_per_run` GPUs each, a fraction letting several runs share one (default: one GPU if the cluster has any and
-    `device` is not cpu). A failed run is tried `retries` times more and then reported; the others go on. Raises RunError
-    if the folder holds runs of other settings or the cluster cannot be used.
+    `device` is not cpu). A failed run is tried `retries` times more and then reported; the others go on. `texts` is
+    `texts_now(points)` where that is known. Raises RunError if the folder holds runs of other settings or of another
+    text, or the cluster cannot be used.
     """
     runs.check_experiment(points)
+    folder = Path(points[0].runs_dir) / points[0].experiment
+    if any(folder.glob("*/params.json")):
+        if texts is None:
+            with own_process() as process:
+                texts = process.submit(texts_now, points).result()
+        runs.check_texts(folder, texts)
     todo = [p for p in points if not is_finished(p)]
     outcomes = [Outcome(p.run_id(), "reused") for p in points if is_finished(p)]
     if not todo:
@@ -130,6 +149,21 @@ def sweep(
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return outcomes
+
+
+def own_process() -> ProcessPoolExecutor:
+    """One process for what needs large imports, which this one does without while notebooks run."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), runs.print_plainly)
+
+
+def texts_now(points: Sequence[EvaluationParams]) -> dict[str, str]:
+    """`runs.text_identity` of what the corpora and tokenizers of `points` are now, where that can be known."""
+    from fairlm_utils.tokenization import text_now
+
+    found: dict[str, str] = {}
+    for p in {tuple(getattr(p, name) for name in TokenizationParams.model_fields): p for p in points}.values():
+        found |= runs.text_identity(p.model_dump(), text_now(p) or {})
+    return found
 
 
 @contextmanager

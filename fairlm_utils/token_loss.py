@@ -6,14 +6,16 @@ is computed twice, and nothing leaves the device until the sums are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 IGNORE_INDEX = -100
 #: Bytes of float32 logits worked on at a time: a block that stays in a CPU's cache, and bounds memory on a GPU.
@@ -31,7 +33,10 @@ class _TokenCrossEntropy(torch.autograd.Function):
         loss = torch.empty(n, dtype=torch.float32, device=logits.device)
         correct = torch.empty(n if with_accuracy else 0, dtype=torch.bool, device=logits.device)
         needs_grad = ctx.needs_input_grad[0]
-        grad = torch.empty_like(logits) if needs_grad else None
+        # float16 would round p − 1 and p to 0 before the loss scale multiplies them: the gradient stays in float32 until
+        # then, at twice the memory of such logits. bfloat16 has the range of float32 and needs none of it.
+        kept_dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+        grad = torch.empty_like(logits, dtype=kept_dtype) if needs_grad else None
         block = max(1, _BLOCK_BYTES.get(logits.device.type, 2**24) // (4 * vocab_size))
         for start in range(0, n, block):
             rows = slice(start, start + block)
@@ -49,6 +54,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
                 torch.mul(probs, row_scale, out=grad[rows])
         kept = targets != IGNORE_INDEX
         loss.mul_(kept)
+        ctx.dtype = logits.dtype
         ctx.save_for_backward(grad)
         ctx.mark_non_differentiable(loss, correct)
         return (loss * scale).sum() if scale.dim() else loss.sum() * scale, loss, correct
@@ -57,8 +63,8 @@ class _TokenCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, None, None, None]:
         (grad,) = ctx.saved_tensors
         if grad.device.type == "cpu" and grad_output.item() == 1.0:  # the usual case: no second pass over the gradient
-            return grad, None, None, None
-        return grad.mul_(grad_output), None, None, None
+            return grad.to(ctx.dtype), None, None, None
+        return grad.mul_(grad_output).to(ctx.dtype), None, None, None
 
 
 def token_cross_entropy(
@@ -105,7 +111,19 @@ class TokenSums:
     """Tokens and sums of quantities of every token type, by default loss (nats) and top-1 correctness, on the device.
 
     `values` [vocabulary + 1, 1 + quantities] in float64, exact for counts up to 2^53; the last row swallows positions
-    without a target, so that adding needs no synchronisation with the host.
+    without a target, so that adding needs no synchronisation with the host. Sums move to the device of what they are
+    given. In a training loop over any model, whatever computes its loss:
+
+    >>> model, ids = torch.nn.Embedding(4, 4), torch.tensor([[1, 2, 2, 3]])
+    >>> sums = TokenSums(vocab_size=4)  # before the loop
+    >>> for _ in range(2):
+    ...     logits, targets = model(ids[:, :-1]), ids[:, 1:]
+    ...     sums.record(logits, targets)  # in the loop
+    >>> sums.read()[:, 0].tolist()
+    [0.0, 0.0, 4.0, 2.0]
+
+    `callback.loss_by_frequency(sums.read(), counts)` makes of it the record that `TokenFrequencyCallback` logs, and
+    `sums.reset()` begins the next one.
     """
 
     def __init__(self, vocab_size: int, device: torch.device | str = "cpu", n_quantities: int = 2):
@@ -113,9 +131,24 @@ class TokenSums:
 
     def add(self, targets: Tensor, *quantities: Tensor, blocks: int = 1) -> None:
         """Add the flat positions of some `blocks`: `targets` [n], −100 where there is none, and each quantity [n]."""
+        if self.values.device != targets.device:  # the model has moved
+            self.values = self.values.to(targets.device)
         index = torch.where(targets == IGNORE_INDEX, self.values.shape[0] - 1, targets)
         rows = torch.stack([torch.ones_like(quantities[0]), *(q.to(quantities[0].dtype) for q in quantities)], dim=1)
         self.values.index_add_(0, index, rows.to(torch.float64))
+
+    @torch.no_grad()
+    def record(self, logits: Tensor, targets: Tensor) -> None:
+        """Add loss and top-1 correctness of `logits` [..., vocabulary] at `targets` [...], the tokens that they predict.
+
+        Targets are those of the same positions, as nanoGPT's are, with a negative id (−100, −1) where there is none; of
+        transformers' labels, which are the inputs themselves, take `shifted_targets(labels)`. Nothing changes in the
+        model's own loss or its gradient. Raises ValueError on shapes that do not match.
+        """
+        targets = targets.reshape(-1)
+        targets = torch.where(targets < 0, IGNORE_INDEX, targets)
+        _, loss, correct = token_cross_entropy(logits.detach().reshape(-1, logits.shape[-1]), targets)
+        self.add(targets, loss, correct)
 
     def read(self, over_processes: bool = False) -> np.ndarray:
         """Array [vocabulary, 1 + quantities]: tokens and sums, of this process or of all that train together."""
@@ -126,10 +159,6 @@ class TokenSums:
 
     def reset(self) -> None:
         self.values.zero_()
-
-    def to(self, device: torch.device | str) -> None:
-        """Move the sums to a device, where a model has moved."""
-        self.values = self.values.to(device)
 
 
 def shifted_targets(labels: Tensor) -> Tensor:
@@ -166,42 +195,84 @@ class Objective:
         return total
 
 
+class TokenLossFunction:
+    """A model's loss function (logits, labels) → mean token loss, as transformers' own, that keeps each token's loss.
+
+    `sums()` are the sums that the losses of this call are added to, None for none. While the model trains, an `objective`
+    replaces the loss that is returned, not the one recorded. A copy of the model, or a pickle of it, takes transformers'
+    own function instead: what the copy computes belongs to no sums.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sums: Callable[[], Any],  # TokenSums, or what adds as they do
+        objective: Objective | None = None,
+        with_accuracy: bool = True,
+    ):
+        self.model, self.sums, self.objective, self.with_accuracy = model, sums, objective, with_accuracy
+
+    @torch.compiler.disable  # a compiled model breaks its graph here: sums changed within one are lost
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor | None,
+        vocab_size: int | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        shift_labels: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        targets = shifted_targets(labels) if shift_labels is None else shift_labels.reshape(-1)
+        targets = targets.to(logits.device)
+        n = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+        kept = self.sums()
+        n_blocks = logits.shape[0]
+        logits = logits.reshape(-1, logits.shape[-1])
+        if self.objective is None or not self.model.training:
+            total, loss, correct = token_cross_entropy(
+                logits, targets, 1.0 / n, kept is not None and self.with_accuracy
+            )
+        else:
+            total = self.objective.loss(logits, targets, 1.0 / n)
+            if kept is not None:
+                _, loss, correct = token_cross_entropy(logits.detach(), targets, with_accuracy=self.with_accuracy)
+        if kept is not None:
+            kept.add(targets, loss, *([correct] if self.with_accuracy else []), blocks=n_blocks)
+        return total
+
+    def __reduce__(self) -> tuple:
+        return _library_loss_function, ()
+
+
+def _library_loss_function() -> Callable:
+    return ForCausalLMLoss
+
+
+@contextmanager
+def loss_function(model: PreTrainedModel, function: Callable | None) -> Iterator[None]:
+    """Within the context `function` is the model's loss function (None: its own), at the place transformers provides."""
+    before = vars(model).get("_loss_function")
+    if function is not None:
+        model.loss_function = function
+    try:
+        yield
+    finally:
+        if function is not None:
+            del model._loss_function  # back to the model's own, which transformers looks up when none is set
+            if before is not None:
+                model.loss_function = before
+
+
 @contextmanager
 def record_token_loss(
-    model: PreTrainedModel,
-    sums: TokenSums | None,
-    objective: Objective | None = None,
-    evaluation_sums: TokenSums | None = None,
+    model: PreTrainedModel, sums: TokenSums | None, objective: Objective | None = None
 ) -> Iterator[None]:
     """Within the context `model(..., labels=labels).loss` is the mean token loss, and adds to `sums` while training.
 
     Sets the model's loss function, the place transformers provides for it, so that it works unchanged under Trainer,
     gradient accumulation (normalised by `num_items_in_batch`), autocast and data parallelism. With `sums=None` the
-    same loss is computed and nothing recorded; `evaluation_sums` record while the model does not train. While training, an
-    `objective` replaces the loss that is minimised, not the one recorded.
+    same loss is computed and nothing recorded. While training, an `objective` replaces the loss that is minimised, not
+    the one recorded.
     """
-
-    def loss_function(logits, labels, vocab_size=None, num_items_in_batch=None, shift_labels=None, **_):
-        targets = shifted_targets(labels) if shift_labels is None else shift_labels.reshape(-1)
-        n = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
-        kept = sums if model.training else evaluation_sums
-        n_blocks = logits.shape[0]
-        logits = logits.reshape(-1, logits.shape[-1])
-        if objective is None or not model.training:
-            total, loss, correct = token_cross_entropy(logits, targets, 1.0 / n, kept is not None)
-        else:
-            total = objective.loss(logits, targets, 1.0 / n)
-            if kept is not None:
-                _, loss, correct = token_cross_entropy(logits.detach(), targets)
-        if kept is not None:
-            kept.add(targets, loss, correct, blocks=n_blocks)
-        return total
-
-    before = vars(model).get("_loss_function")
-    model.loss_function = loss_function
-    try:
+    with loss_function(model, TokenLossFunction(model, lambda: sums if model.training else None, objective)):
         yield
-    finally:
-        del model._loss_function  # back to the model's own, which transformers looks up when none is set
-        if before is not None:
-            model.loss_function = before

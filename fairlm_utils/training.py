@@ -6,8 +6,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from fairlm_utils import runs
 from fairlm_utils.cost import STATE_BYTES
-from fairlm_utils.models import build_model, physical_memory, weight_decay_groups
+from fairlm_utils.models import build_model, n_rows, physical_memory, weight_decay_groups
 from fairlm_utils.params import AuditParams, ParameterError, TrainingParams, first_line
-from fairlm_utils.remedies import RowDecay, dropout, frequency_scale, objective
+from fairlm_utils.remedies import FrequencyAwareAdamW, dropout, frequency_scale, objective
 from fairlm_utils.token_loss import TokenSums, record_token_loss
-from fairlm_utils.tokenization import TokenizedCorpus, blocks, target_counts, tokenize_corpus
+from fairlm_utils.tokenization import TokenizedCorpus, blocks, n_ids, target_counts, text_now, tokenize_corpus
 
 CURVES = "learning_curves.safetensors"
 _COMPLETE = "complete.json"
@@ -35,12 +36,18 @@ class TrainingDiverged(RuntimeError):
 
 
 class Blocks(Dataset):
-    """Blocks of token ids as Trainer wants them: input_ids and labels [blocks, context], attention_mask where padded."""
+    """Blocks of token ids as Trainer wants them: input_ids and labels [blocks, context], attention_mask where padded.
 
-    def __init__(self, input_ids: np.ndarray, labels: np.ndarray, pad_token_id: int):
+    `lengths` [blocks] are the tokens of each block before its padding, None if no block is padded: ids do not tell, for
+    the pad token of many models is their end-of-text token.
+    """
+
+    def __init__(self, input_ids: np.ndarray, labels: np.ndarray, lengths: np.ndarray | None = None):
         self.input_ids, self.labels = torch.from_numpy(input_ids), torch.from_numpy(labels)
-        padded = self.input_ids == pad_token_id
-        self.attention_mask = (~padded).long() if padded.any() else None
+        if lengths is None or (lengths == input_ids.shape[1]).all():
+            self.attention_mask = None
+        else:
+            self.attention_mask = torch.from_numpy(lengths)[:, None] > torch.arange(input_ids.shape[1])
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -48,7 +55,7 @@ class Blocks(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         item = {"input_ids": self.input_ids[index], "labels": self.labels[index]}
         if self.attention_mask is not None:
-            item["attention_mask"] = self.attention_mask[index]
+            item["attention_mask"] = self.attention_mask[index].long()
         return item
 
 
@@ -63,13 +70,18 @@ def heldout_blocks(p: TrainingParams, corpus: TokenizedCorpus) -> Blocks:
 
 
 def _blocks(p: TrainingParams, corpus: TokenizedCorpus, ids: np.ndarray, starts: np.ndarray, n: int) -> Blocks:
-    pad = corpus.tokenizer.pad_token_id
-    return Blocks(*blocks(ids, starts, p.context, p.packing, pad, n), pad_token_id=pad)
+    bos = corpus.meta.get("bos", False)
+    return Blocks(*blocks(ids, starts, p.context, p.packing, corpus.tokenizer.pad_token_id, n, bos))
 
 
-def optimizer_and_schedule(p: TrainingParams, groups: list[dict]) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW over explicit parameter groups (Adam if the decay is a term of the loss) and its learning-rate schedule."""
-    optimizer = (torch.optim.AdamW if p.weight_decay_form == "decoupled" else torch.optim.Adam)(
+def optimizer_and_schedule(
+    p: TrainingParams, groups: list[dict], adam: Callable[..., torch.optim.Optimizer] | None = None
+) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW over explicit parameter groups (Adam if the decay is a term of the loss) and its learning-rate schedule.
+
+    `adam` makes another of the family, from the same arguments.
+    """
+    optimizer = (adam or (torch.optim.AdamW if p.weight_decay_form == "decoupled" else torch.optim.Adam))(
         groups,
         lr=p.learning_rate,
         betas=(p.adam_beta1, p.adam_beta2),
@@ -158,10 +170,10 @@ class _Trainer(Trainer):
             p, model = self.p, model or self.model
             by_row = p.embedding_decay != "uniform"
             groups, _ = weight_decay_groups(model, p.weight_decay, p.decayed_parameters, rows_apart=by_row)
-            self.optimizer, self.lr_scheduler = optimizer_and_schedule(p, groups)
-            if by_row:
-                scale = frequency_scale(self.n_train, p.frequency_exponent)
-                RowDecay(model, self.optimizer, p.weight_decay, scale if p.embedding_decay == "frequency" else None)
+            by_counts = p.embedding_decay == "frequency"
+            scale = frequency_scale(self.n_train, p.frequency_exponent) if by_counts else None
+            adam = partial(FrequencyAwareAdamW, model=model, row_scale=scale) if by_row else None
+            self.optimizer, self.lr_scheduler = optimizer_and_schedule(p, groups, adam)
         return self.optimizer
 
 
@@ -189,7 +201,7 @@ def make_trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=device(p) != "cpu",
     )
-    n_train = target_counts(data.labels.numpy(), model.config.vocab_size)
+    n_train = target_counts(data.labels.numpy(), n_rows(model))
     trainer = _Trainer(p, n_train, model, args, train_dataset=data, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -217,7 +229,7 @@ def train(p: TrainingParams) -> Path:
 
     Writes model/ (safetensors, with the tokenizer), the learning curves of every token type, params.json and, last,
     provenance.json. A run that has finished is not trained again. Raises RunError for a directory that holds another
-    run and for too little memory, TrainingDiverged if the loss is not finite, ParameterError if the processes of
+    run or one of another text, and for too little memory, TrainingDiverged if the loss is not finite, ParameterError if the processes of
     torchrun cannot share the batch.
     """
     if p.batch_size % n_processes():
@@ -230,13 +242,17 @@ def train(p: TrainingParams) -> Path:
             runs.claim(p)
         if not (directory / "provenance.json").exists():
             _train(p, directory)
+        elif is_main_process():
+            runs.check_text(directory, p, text_now(p))
     return directory
 
 
 def _train(p: TrainingParams, directory: Path) -> None:
     started = time.monotonic()
     corpus = tokenize_corpus(p)
-    model = build_model(p.model, len(corpus.tokenizer), p.context, p.seed)
+    if is_main_process():
+        runs.claim_text(directory, p, corpus.meta)
+    model = build_model(p.model, n_ids(corpus.tokenizer), p.context, p.seed)
     state = STATE_BYTES * model.num_parameters() / (n_processes() if p.sharded else 1)
     if device(p) == "cpu" and state > physical_memory():
         raise runs.RunError(
@@ -245,7 +261,7 @@ def _train(p: TrainingParams, directory: Path) -> None:
         )
     if p.torch_compile != "none":  # in place, so that names of weights stay; head and loss remain as they are
         model.base_model.compile(mode=p.torch_compile)
-    sums = TokenSums(len(corpus.tokenizer), device(p))
+    sums = TokenSums(n_rows(model), device(p))
     recorder = RecordTokenLoss(sums, p.window_steps)
     trainer = make_trainer(
         p,
@@ -356,8 +372,8 @@ def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) 
         "epochs": p.steps * blocks_a_step / len(data),
         "parameters": model.num_parameters(),
         "parameters of the embedding": n_embedding,
-        "vocabulary": model.config.vocab_size,
-        "loss of a uniform prediction (nats)": float(np.log(model.config.vocab_size)),
+        "vocabulary": n_rows(model),
+        "loss of a uniform prediction (nats)": float(np.log(n_rows(model))),
         "weights kept by decay alone, exp(−λ Σ lr)": float(np.exp(-p.weight_decay * sum(rates))),
     }
     return pd.DataFrame(

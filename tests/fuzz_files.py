@@ -8,6 +8,7 @@ python -m tests.fuzz_files TARGET [options of libFuzzer]   # coverage-guided by 
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import json
 import random
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from safetensors.numpy import save_file
 
 from fairlm_utils import audit, corpora, models, params, runs, training
@@ -66,11 +68,7 @@ def learning_curves(folder: Path, data: bytes) -> None:
 
 def _corpus(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-    import datasets
-
-    datasets.config.HF_DATASETS_CACHE = path.parent / "cache"
     corpus = corpora.load_corpus(CorpusParams(corpus=str(path)))
-    shutil.rmtree(path.parent / "cache", ignore_errors=True)
     assert corpus.train and corpus.heldout
 
 
@@ -84,6 +82,34 @@ def corpus_jsonl(folder: Path, data: bytes) -> None:
 
 def corpus_csv(folder: Path, data: bytes) -> None:
     _corpus(folder / "x.csv", data)
+
+
+def corpus_tsv_packed(folder: Path, data: bytes) -> None:
+    _corpus(folder / "x.tsv.gz", data)
+
+
+def corpus_json(folder: Path, data: bytes) -> None:
+    _corpus(folder / "x.json", data)
+
+
+def corpus_txt(folder: Path, data: bytes) -> None:
+    _corpus(folder / "x.txt", data)
+
+
+def corpus_arrow(folder: Path, data: bytes) -> None:
+    _corpus(folder / "x.arrow", data)
+
+
+def corpus_card(folder: Path, data: bytes) -> None:
+    (folder / "x.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (folder / "README.md").write_bytes(data)
+    assert corpora.load_corpus(CorpusParams(corpus=str(folder))).train
+
+
+def corpus_saved(folder: Path, data: bytes) -> None:
+    (folder / "x.arrow").write_bytes(_arrow())
+    (folder / "state.json").write_bytes(data)
+    assert corpora.load_corpus(CorpusParams(corpus=str(folder))).train
 
 
 def _results(folder: Path, name: str, data: bytes) -> None:
@@ -119,6 +145,14 @@ def _parquet(**columns: list) -> bytes:
         return (Path(folder) / "x").read_bytes()
 
 
+def _arrow() -> bytes:
+    texts = pa.table({"text": ["a", "b", None, "c"], "kind": pa.array(["x", "x", "y", "x"]).dictionary_encode()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, texts.schema) as stream:
+        stream.write_table(texts)
+    return sink.getvalue().to_pybytes()
+
+
 def _file(name: str) -> Callable[[], bytes]:
     return (ROOT / name).read_bytes
 
@@ -133,6 +167,14 @@ TARGETS: dict[Callable[[Path, bytes], None], Callable[[], bytes]] = {
     corpus_parquet: lambda: _parquet(text=["a", "b", None, "c"]),
     corpus_jsonl: lambda: b'{"text": "a"}\n{"text": "b"}\n{"text": null}\n',
     corpus_csv: lambda: b'text,label\na,0\n"b\nc",1\n',
+    corpus_tsv_packed: lambda: gzip.compress(b'text\tlabel\na\t0\n"b\nc"\t1\n', mtime=0),
+    corpus_json: lambda: b'[{"text": "a"}, {"text": "b"}, {"text": null}]',
+    corpus_txt: lambda: "a\nb é\n\nc\n".encode("utf-16"),
+    corpus_arrow: _arrow,
+    corpus_card: lambda: (
+        b"---\nconfigs:\n- config_name: x\n  data_files:\n  - split: train\n    path: '*.jsonl'\n---\n"
+    ),
+    corpus_saved: lambda: b'{"_data_files": [{"filename": "x.arrow"}], "_split": null}',
     result_params: _file("results/quick/experiment.json"),
     result_table: _file("results/quick/totals.csv"),
 }
@@ -175,7 +217,7 @@ def mutations(valid: bytes, n: int, seed: int) -> Iterator[bytes]:
 
 def _functions() -> Iterator[Callable]:
     """Functions and methods of the modules whose branches guide the fuzzer: the loaders and YAML's parser."""
-    parser = [module for name, module in sys.modules.items() if name.startswith("yaml.")]
+    parser = [module for name, module in sys.modules.items() if name.startswith("ruamel.yaml.")]
     for module in (audit, corpora, models, params, runs, training, *parser):
         for owner in (module, *filter(inspect.isclass, vars(module).values())):
             for function in filter(inspect.isfunction, vars(owner).values()):

@@ -1,15 +1,18 @@
 """The audit of a model that is not ours: a GPT-2 architecture in a folder made with save_pretrained."""
 
+import json
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
+from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fairlm_utils import audit, metrics, runs
-from fairlm_utils.corpora import load_corpus
+from fairlm_utils import answers, audit, audit_tables, metrics, runs
+from fairlm_utils.corpora import Corpus, load_corpus
 from fairlm_utils.params import AuditParams, ParameterError
 from fairlm_utils.tokenization import encode, load_tokenizer, token_counts, train_bpe
 
@@ -48,10 +51,269 @@ def test_tables_agree_with_the_models_own_loss(folder, corpus_file):
     norms = model.get_input_embeddings().weight.detach().norm(dim=1).numpy()
     assert np.allclose(found.table["embedding_norm"], norms[: len(tokenizer)])
     assert found.norms["n_types"].sum() == len(tokenizer)
-    assert found.bins["n_tokens"].sum() == found.kinds["n_tokens"].sum() == 20 * 15
-    rarest, worst = audit.extremes(found.table, n=4)
+    # the document separator is a target like another in the totals, and left out of bins, kinds and classes
+    separators = int((ids[:, 1:] == tokenizer.eos_token_id).sum())
+    assert found.totals["n_tokens"] == 20 * 15 and found.totals["n_separators"] == separators > 0
+    for table in (found.bins, found.kinds, found.classes):
+        assert table["n_tokens"].sum() == 20 * 15 - separators
+        assert table["n_types"].sum() == found.totals["n_types"] - 1
+        total = (table["n_tokens"] * table["loss_occurrences"]).sum() + separators * found.totals["separator_loss"]
+        assert total / 300 == pytest.approx(found.totals["average_loss"])
+    rarest, worst = audit_tables.extremes(found.table, n=4)
     assert rarest["n_train"].is_monotonic_increasing and worst["loss"].is_monotonic_decreasing
     assert (worst["n_eval"] >= 3).all() and len(rarest) == 4
+
+
+TEXTS = [
+    "  The café\tcosts 3,14 €.\n\nNo\u00a0break 🙂👍🏽  two  spaces ",
+    "the the of and 12 naïve",
+    "ends.\nNew line; 名前を示す and more of the same words again and again",
+]
+
+
+def every_position(model, tokenizer, documents, context, n_blocks):
+    """Loss of each flat position in float64, None where it is no target, one block at a time: a plain loop."""
+    ids = []
+    for text in documents:
+        ids += [*tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.token_to_id("</s>")]
+    losses = [None] * len(ids)
+    for start in range(0, n_blocks * context, context):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids[start : start + context]])).logits[0].double()
+        for t in range(1, context):
+            losses[start + t] = -torch.log_softmax(logits[t - 1], -1)[ids[start + t]].item()
+    return ids, losses
+
+
+def words_of(text):
+    """Start and end of every word, character by character."""
+    found, start = [], None
+    for i, c in enumerate(text + " "):
+        if not c.isspace() and start is None:
+            start = i
+        elif c.isspace() and start is not None:
+            found.append((start, i))
+            start = None
+    return found
+
+
+def test_words_and_bytes_agree_with_a_loop_over_pieces(tmp_path, documents):
+    """The tokenizers library's own offsets, every position in float64, words found character by character."""
+    docs = [f"{TEXTS[i % 3]} {d}" for i, d in enumerate(documents[:30])]
+    folder = gpt2_folder(tmp_path, docs, vocab_size=400)
+    p = AuditParams.check(dict(audited_model=str(folder), context=16, max_heldout_blocks=30))
+    found = audit.audit(p, str(folder), Corpus("own", docs[:20], docs[20:], "f", "d"))
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    _, losses = every_position(GPT2LMHeadModel.from_pretrained(folder).eval(), own, docs[20:], 16, 30)
+    reference = " ".join(docs[:20]).split()
+    rows, left_out, nats, n_bytes, position = [], 0, 0.0, 0, 0
+    for number, text in enumerate(docs[20:]):
+        offsets = own.encode(text, add_special_tokens=False).offsets
+        here = losses[position : position + len(offsets)]
+        spelled = 0  # bytes of the text up to the last token's end
+        for (_, end), loss in zip(offsets, here, strict=True):
+            if loss is not None:
+                nats, n_bytes = nats + loss, n_bytes + len(text[:end].encode()) - spelled
+            spelled = max(spelled, len(text[:end].encode()))
+        before = 0
+        for start, end in words_of(text):  # its pieces: what ends in it, and the white space before it
+            pieces = [x for (a, b), x in zip(offsets, here, strict=True) if before < b <= end]
+            before = end
+            if pieces and all(x is not None for x in pieces):
+                rows.append((number, start, text[start:end], sum(pieces)))
+            else:
+                left_out += any(x is not None for x in pieces)
+        position += len(offsets) + 1
+    got = found.occurrences
+    assert list(got[["document", "start", "word"]].itertuples(index=False, name=None)) == [r[:3] for r in rows]
+    assert np.allclose(got["loss"], [r[3] for r in rows], atol=1e-4) and len(rows) > 100
+    assert got["n_reference"].tolist() == [reference.count(r[2]) for r in rows]
+    assert found.totals["n_words_left_out"] == left_out > 0 and found.totals["n_bytes"] == n_bytes
+    assert found.totals["bits_per_byte"] == pytest.approx(nats / np.log(2) / n_bytes, rel=1e-5)
+    for row in found.words.itertuples():
+        members = [(w, x) for *_, w, x in rows if metrics.bin_index(np.array([reference.count(w)]))[0] == k_of(row)]
+        means = [np.mean([x for w, x in members if w == word]) for word in {w for w, _ in members}]
+        assert row.n_words == len(means) and row.n_occurrences == len(members)
+        assert row.loss == pytest.approx(np.mean(means), rel=1e-4)
+        assert row.loss_occurrences == pytest.approx(np.mean([x for _, x in members]), rel=1e-4)
+
+
+def k_of(row):
+    return -1 if row.bin_low == 0 else round(np.log(row.bin_low) / np.log(3))
+
+
+def test_tokens_that_reach_into_two_words_leave_both_out():
+    from fairlm_utils.words import bytes_of_each_token, word_of_each_token
+
+    text = "a b  cé."
+    #        a         " b  c" reaches over b and c   "é"      "."      nothing, as a marker has it
+    spans, word, broken = word_of_each_token(text, np.array([[0, 1], [1, 6], [6, 7], [7, 8], [8, 8]]))
+    assert spans.tolist() == [[0, 1], [2, 3], [5, 8]] and broken.tolist() == [False, True, True]
+    assert word[:4].tolist() == [0, 1, 2, 2]
+    spans, word, broken = word_of_each_token(" a\n b ", np.array([[0, 1], [1, 3], [3, 5], [5, 6]]))
+    assert word.tolist() == [0, 0, 1, 2] and not broken.any()  # white space belongs to the next word, the last to none
+    offsets = np.array([[0, 1], [1, 3], [2, 3], [2, 3], [3, 4]])  # the second character in three pieces
+    assert bytes_of_each_token("a🙂é", np.minimum(offsets, 3)).tolist() == [1, 6, 0, 0, 0]
+
+
+def test_gain_is_what_a_model_knows_beyond_counts(folder, corpus_file):
+    p = AuditParams.check(values(folder, corpus_file))
+    corpus = load_corpus(p)
+    found = audit.audit(p, p.audited_model, corpus)
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end, n = own.token_to_id("</s>"), own.get_vocab_size()
+    counts = [1] * n  # add-one
+    for text in corpus.train:
+        for i in [*own.encode(text, add_special_tokens=False).ids, end]:
+            counts[i] += 1
+    flat, losses = every_position(GPT2LMHeadModel.from_pretrained(folder).eval(), own, corpus.heldout, 16, 20)
+    by_bin: dict[int, dict[int, list[tuple[float, float]]]] = {}
+    for i, loss in zip(flat, losses, strict=True):
+        if loss is not None and i != end:
+            k = next(k for k in range(-1, 30) if counts[i] - 1 < 3 ** (k + 1))
+            by_bin.setdefault(k, {}).setdefault(i, []).append((loss, -np.log(counts[i] / sum(counts))))
+    assert [metrics.bin_label(k) for k in sorted(by_bin)] == found.bins["bin"].tolist()
+    for k, row in zip(sorted(by_bin), found.bins.itertuples(), strict=True):
+        types = [np.mean(pairs, axis=0) for pairs in by_bin[k].values()]
+        tokens = [pair for pairs in by_bin[k].values() for pair in pairs]
+        for suffix, pairs in (("", types), ("_occurrences", tokens)):
+            loss, unigram = np.mean(pairs, axis=0)
+            assert getattr(row, f"loss{suffix}") == pytest.approx(loss, rel=1e-5)
+            assert getattr(row, f"unigram{suffix}") == pytest.approx(unigram)
+            assert getattr(row, f"gain{suffix}") == pytest.approx(unigram - loss, abs=1e-4)
+    assert found.totals["chance"] == pytest.approx(np.log(n + 12))
+
+
+def test_intervals_over_blocks_are_those_of_paired_differences_where_blocks_are_equal():
+    rng = np.random.default_rng(0)
+    one, n = rng.normal(40, 3, 25), np.full(25, 15.0)
+    other = one - rng.normal(2, 1, 25)
+    expected = stats.ttest_rel(one / 15, other / 15).confidence_interval(0.95)
+    found = metrics.difference_over_blocks(one, n, other, n)
+    assert found == pytest.approx(((one - other).mean() / 15, expected.low, expected.high))
+    # blocks of unequal sizes: the delta method against a bootstrap over blocks
+    sizes, others = rng.integers(1, 30, 200).astype(float), rng.integers(0, 9, 200).astype(float)
+    sums, other_sums = sizes * rng.normal(3, 1, 200), others * rng.normal(5, 1, 200)
+    drawn = rng.integers(0, 200, (4000, 200))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1) - other_sums[drawn].sum(1) / others[drawn].sum(1)
+    middle, least, most = metrics.difference_over_blocks(sums, sizes, other_sums, others)
+    assert middle == pytest.approx(sums.sum() / sizes.sum() - other_sums.sum() / others.sum())
+    assert (most - least) / 2 == pytest.approx(1.96 * means.std(), rel=0.05)
+
+
+def test_undertrained_types_have_a_small_norm_and_little_gain_for_their_bin():
+    rng = np.random.default_rng(0)
+    n_train = np.repeat([0, 5, 500], 100)
+    table = pd.DataFrame({"token_id": range(300), "token": "x", "kind": "word start", "n_train": n_train})
+    table = table.assign(n_eval=np.where(n_train, 9, 0), loss=rng.normal(5, 0.2, 300), unigram=9.0)
+    table["embedding_norm"] = rng.normal(1, 0.05, 300) * np.where(n_train == 500, 3, 1)
+    table.loc[n_train == 0, "loss"] = np.nan
+    table.loc[[110, 210], ["embedding_norm", "loss"]] = [
+        0.4,
+        8.5,
+    ]  # far below: the second would not be among rare types
+    table.loc[111, "embedding_norm"] = 0.4  # small, and predicted as well as others
+    table.loc[112, "loss"] = 8.5  # badly predicted, with a norm like others
+    table.loc[[10, 11], "embedding_norm"] = 0.1
+    table.loc[120, ["n_eval", "loss", "embedding_norm"]] = [0, np.nan, 0.4]
+    found = metrics.undertrained(table, ["embedding_norm"]).groupby("judged_by")["token_id"].agg(set)
+    assert found["norm and gain"] == {110, 210} and found["norm alone"] == {10, 11, 120}
+    table["output_norm"] = 1.0  # an output embedding of its own, in which other types are small
+    table.loc[[113, 112], "output_norm"] = 0.2
+    found = metrics.undertrained(table.assign(embedding_norm=1.0), ["embedding_norm", "output_norm"])
+    assert set(found["token_id"]) == {112}
+
+
+def test_an_output_embedding_of_its_own_is_measured_too(tmp_path, documents, corpus_file):
+    tokenizer = train_bpe(documents, 300)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=32, n_embd=8, n_layer=1, n_head=2, tie_word_embeddings=False
+    )
+    model = GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    p = AuditParams.check(values(tmp_path, corpus_file))
+    found = audit.audit(p, p.audited_model, load_corpus(p))
+    assert set(found.norms["matrix"]) == {"input", "output"}
+    assert np.allclose(found.table["output_norm"], model.lm_head.weight.detach().norm(dim=1))
+    assert len(answers.norms(found)) == 2
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, folder, documents, corpus_file):
+    """An audit of two models whose tokenizers differ, and of two with the same, by their parameters."""
+    other = gpt2_folder(tmp_path_factory.mktemp("other") / folder.name, documents, vocab_size=290)
+    p = AuditParams.check({**values(folder, corpus_file), "reference_model": str(other)})
+    return audit.audits(p)
+
+
+def test_models_of_two_tokenizers_are_compared_by_the_words_both_evaluated(two):
+    one, other = two
+    assert other.label == f"{one.label} (2)" and set(one.comparison["unit"]) == {"word"} and other.comparison.empty
+    theirs = {(r.document, r.start): r.loss for r in other.occurrences.itertuples()}
+    pairs = [
+        (r.loss, theirs[r.document, r.start]) for r in one.occurrences.itertuples() if (r.document, r.start) in theirs
+    ]
+    row = one.comparison.iloc[0]
+    assert row["n"] == len(pairs) > 20 and row["difference"] == pytest.approx(np.mean([a - b for a, b in pairs]))
+    assert row["from"] < row["difference"] < row["to"]
+    assert "nats per word" in answers.against_reference(one)[0]
+
+
+def test_models_that_read_the_same_tokens_are_compared_by_token(folder, corpus_file):
+    p = AuditParams.check(values(folder, corpus_file))
+    corpus = load_corpus(p)
+    one = audit.audit(p, str(folder), corpus)
+    found = audit_tables.compare(one, one).set_index(["unit", "frequency_class"])
+    assert (found[["difference", "from", "to"]] == 0).all(axis=None)
+    assert found.loc[("token", "all"), "n"] == one.totals["n_tokens"] - one.totals["n_separators"]
+    assert found.loc[("token", "low"), "n"] == one.classes["n_tokens"][0]
+
+
+def test_tables_that_were_written_give_the_same_answer(two, tmp_path):
+    again = audit_tables.load(audit_tables.save(two, tmp_path))
+    assert answers.answer(again) == answers.answer(two)
+    assert [a.label for a in again] == [a.label for a in two] and again[0].facts == two[0].facts
+    assert "n_train" not in (tmp_path / "rarest.csv").read_text() and again[0].rarest["n_train"].is_monotonic_increasing
+    (tmp_path / "bins.csv").unlink()
+    with pytest.raises(runs.RunError, match="--tables FOLDER"):
+        audit_tables.load(tmp_path)
+
+
+def test_the_answer_of_the_committed_audit_is_that_of_its_tables():
+    folder = runs.PROJECT / "results" / "audit-smollm2"
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    found = audit_tables.load(folder)
+    assert [line for line in readme.splitlines() if line.startswith("- SmolLM2")] == [
+        f"- {line}" for line in answers.answer(found)
+    ]
+    (one,) = found
+    assert one.bins["n_tokens"].sum() + one.totals["n_separators"] == one.totals["n_tokens"]
+
+
+def finding(low, high, interval, **totals):
+    """An audit of nothing but what the verdict reads."""
+    classes = pd.DataFrame(
+        {"frequency_class": ["low", "high"], "n_types": 9, "unigram": 9.0, "unigram_occurrences": 9.0}
+    )
+    classes["gain"] = classes["gain_occurrences"] = [low, high]
+    names = [f"gain_low_minus_high{k}" for k in ("", "_from", "_to")]
+    more = dict.fromkeys(("bins", "kinds", "words", "norms", "undertrained", "rarest", "worst"), pd.DataFrame())
+    return audit_tables.Audit("m", {}, dict(zip(names, (low - high, *interval), strict=True)), classes=classes, **more)
+
+
+def test_the_verdict_follows_the_interval():
+    assert "rare types are neglected: they gain less" in answers.verdict(finding(1.0, 2.0, (-1.5, -0.5)))
+    assert "not neglected: they gain more" in answers.verdict(finding(3.0, 2.0, (0.5, 1.5)))
+    assert "gain as much" in answers.verdict(finding(1.9, 2.0, (-0.5, 0.3)))
+    assert "worse than by counting alone" in answers.verdict(finding(-1.0, 2.0, (-3.5, -2.5)))
+    worse = finding(-1.0, -2.0, (0.5, 1.5))
+    assert "worse than by counting alone; rare types lose less against the unigram than" in answers.verdict(worse)
+    assert answers.gain_title([worse]) == "Rare types lose less against the unigram than frequent ones"
+    assert answers.gain_title([worse, finding(3.0, 2.0, (0.5, 1.5))]) == "Gain over the unigram by frequency"
+    assert "no verdict" in answers.verdict(finding(3.0, 2.0, (np.nan, np.nan)))
+    assert "33% against 22%" in answers.verdict(finding(3.0, 2.0, (0.5, 1.5)))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -113,7 +375,21 @@ def test_the_command_writes_one_page_that_needs_no_network(folder, corpus_file, 
     page = report.read_text(encoding="utf-8")
     assert "Norms of embedding rows" in page and page.count("data:image/png") >= 4
     assert not re.search(r'(?:src|href)="https?://', page) and "audit.audits(p)" not in page
-    assert str(report) in capsys.readouterr().out
+    assert f"<title>Audit of {folder.name}</title>" in page and "02_training" not in page and "λ = 0" not in page
+    out = capsys.readouterr().out
+    assert str(report) in out and f"{folder.name}: " in out and "rare types" in out and "under-trained" in out
+
+
+def test_json_and_tables_are_for_scripts(folder, corpus_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(audit, "write_report", lambda values, report, found: report)  # shown by the test above
+    arguments = [str(folder), str(corpus_file), "--report", str(tmp_path / "a.html"), "--tables", str(tmp_path / "t")]
+    assert audit.main([*arguments, "--json", "-p", "context", "16", "-p", "max_heldout_blocks", "20"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    again = audit_tables.load(tmp_path / "t")
+    assert printed["answer"] == answers.answer(again) and printed["tables"] == str(tmp_path / "t")
+    assert len(printed["bins"]) == len(again[0].bins) and printed["totals"][0]["n_separators"] > 0
+    written = {f.stem for f in (tmp_path / "t").iterdir()}
+    assert {"bins", "words", "kinds", "classes", "totals", "norms", "undertrained"} <= written
 
 
 def test_the_command_explains_what_is_wrong_and_writes_nothing(corpus_file, tmp_path, capsys):

@@ -58,7 +58,14 @@ ALL = {
         grid(label=["a", "b"], bin_low=[1, 3]).assign(bin="1–2", loss=1.0, n_types=3), "loss", "loss (nats)"
     ),
     "norms_by_frequency": charts.norms_by_frequency(
-        grid(label=["a"], bin_low=[1, 3]).assign(bin="1–2", median=1.0, p10=0.5, p90=2.0)
+        grid(label=["a"], bin_low=[1, 3]).assign(bin="1–2", median=1.0, p10=0.5, p90=2.0, matrix="input")
+    ),
+    "gain_by_bin": charts.models_by_bin(
+        grid(label=["a", "b"], bin_low=[1, 3]).assign(bin="1–2", gain=-1.0, n_types=3),
+        "gain",
+        "gain (nats)",
+        title="a says what was found",
+        baselines=grid(label=["unigram"], bin_low=[1, 3]).assign(bin="1–2", gain=1.0),
     ),
     "token_explorer": charts.token_explorer(
         grid(token=[" a", "b"]).assign(
@@ -212,6 +219,26 @@ def test_the_letters_of_a_token_stand_after_its_spaces_and_lines_wrap():
         (0, 0, 9, 1),
         (0, 0, 1, 2),
     ]
+
+
+def test_wide_characters_take_two_columns_marks_none_and_a_long_token_is_cut():
+    rows = rows_of(
+        charts.coloured_tokens(["名前 ", "e\u0301", "\u0301", "\u3000は", "名" * 6, "\t\r"], ["low"] * 6, columns=9)
+    )
+    assert [(r["x"], r["letters"], r["end"], r["y"], r["text"]) for r in rows] == [
+        (0, 0, 5, 0, "名前\u00a0"),
+        (5, 5, 6, 0, "e\u0301"),
+        (6, 6, 7, 0, "◌\u0301"),
+        (0, 2, 4, 1, "\u3000は"),
+        (0, 0, 8, 2, "名" * 4),
+        (0, 0, 4, 3, "名" * 2),
+        (4, 5, 6, 3, "\u00a0␍"),
+    ]
+
+
+def test_tokens_without_white_space_are_set_apart():
+    rows = rows_of(charts.coloured_tokens(["the", "名", "cat"], ["low"] * 3, columns=9))
+    assert [(r["x"], r["end"], r["y"]) for r in rows] == [(0, 3, 0), (4, 6, 0), (0, 3, 1)]
 
 
 def test_types_that_read_the_same_keep_a_bar_each():

@@ -4,10 +4,52 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
 
 from fairlm_utils import models
 from fairlm_utils.params import ParameterError
+from fairlm_utils.runs import RunError
+
+SIZES = dict(vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+ENCODER_DECODER = dict(
+    vocab_size=60,
+    d_model=32,
+    pad_token_id=0,
+    **{f"{part}_{size}": n for part in ("encoder", "decoder") for size, n in (("layers", 1), ("ffn_dim", 64))},
+    **{f"{part}_attention_heads": 2 for part in ("encoder", "decoder")},
+)
+SMALL_EXPERTS = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16)
+CAUSAL = {
+    "gpt2": dict(vocab_size=60, n_embd=32, n_layer=2, n_head=2),
+    "llama": SIZES,
+    "opt": dict(SIZES, ffn_dim=64, word_embed_proj_dim=32),
+    "mamba": dict(vocab_size=60, hidden_size=32, num_hidden_layers=2),
+    "rwkv": dict(vocab_size=60, hidden_size=32, num_hidden_layers=2),
+    "gemma3_text": dict(SIZES, num_key_value_heads=2, head_dim=16, sliding_window=4),
+    "qwen2_moe": dict(SIZES, num_key_value_heads=2, shared_expert_intermediate_size=16, **SMALL_EXPERTS),
+    "gpt_neox": SIZES,
+    "bloom": dict(vocab_size=60, hidden_size=32, n_layer=2, n_head=2),
+    "mistral": dict(SIZES, num_key_value_heads=2, sliding_window=4),
+    "phi": SIZES,
+    "falcon": SIZES,
+    "xglm": dict(vocab_size=60, d_model=32, ffn_dim=64, num_layers=2, attention_heads=2),
+    "ctrl": dict(vocab_size=60, n_embd=32, dff=64, n_layer=2, n_head=2),
+    "bert": dict(SIZES, is_decoder=True),
+    "bert-generation": dict(SIZES, is_decoder=True),
+}
+NOT_CAUSAL = {
+    "bert": SIZES,
+    "roberta": SIZES,
+    "xlm-roberta": SIZES,
+    "electra": dict(SIZES, embedding_size=32),
+    "xlnet": dict(vocab_size=60, d_model=32, n_layer=2, n_head=2, d_inner=64),
+    "bert-generation": dict(SIZES, is_decoder=True, add_cross_attention=True),
+    "gemma3_text": dict(SIZES, num_key_value_heads=2, head_dim=16, use_bidirectional_attention=True),
+    "bart": ENCODER_DECODER,
+    "marian": ENCODER_DECODER,
+}
 
 
 def test_same_seed_same_weights_other_seed_others_and_the_global_generator_has_no_part():
@@ -78,3 +120,145 @@ def test_only_causal_language_models_pass_the_check():
             models.check_causal(encoder)
     with pytest.raises(ValueError, match="output of an encoder"):
         models.check_causal(BertLMHeadModel(BertConfig(**sizes, is_decoder=True, add_cross_attention=True)))
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_causal_architectures_pass_the_check(kind):
+    models.check_causal(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **CAUSAL[kind])))
+
+
+@pytest.mark.parametrize("kind", NOT_CAUSAL)
+def test_other_architectures_do_not_and_are_not_trained(kind, tmp_path):
+    config = AutoConfig.for_model(kind, **NOT_CAUSAL[kind])
+    with pytest.raises(ValueError, match="only causal language models"):
+        models.check_causal(AutoModelForCausalLM.from_config(config))
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ParameterError, match=r"cannot be built .*(only causal language models|scaled_dot_product)"):
+        models.build_model(str(tmp_path), 60, 16, seed=0)
+
+
+def llama(**more):
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SIZES, **more})).eval()
+
+
+def rewritten(folder, change=None, **config):
+    """The folder of a model with other weights, or other values in its config.json."""
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    if change:
+        file = folder / "model.safetensors"
+        save_file({k: v.clone() for k, v in change(load_file(file)).items()}, file, metadata={"format": "pt"})
+
+
+def prefixed(prefix):
+    return lambda weights: {prefix + name: weight for name, weight in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "make, change, config, said",
+    [
+        (
+            llama,
+            prefixed("_orig_mod."),
+            {},
+            r"missing: lm_head.weight, .* unexpected: _orig_mod.lm_head.*torch.compile",
+        ),
+        (llama, prefixed("module."), {}, "missing.*model.module"),
+        (llama, prefixed("base_model.model."), {}, "missing.*merge_and_unload"),
+        (llama, prefixed("net."), {}, r"missing.*every name begins with 'net\.'"),
+        (lambda: llama().model, None, {}, r"\(missing: lm_head.weight\).*without its head"),
+        (lambda: llama(tie_word_embeddings=True), None, {"tie_word_embeddings": False}, "missing: lm_head.weight"),
+        (llama, None, {"num_hidden_layers": 1}, "unexpected: model.layers.1.* the file has 2 layers and config.json 1"),
+        (llama, None, {"num_hidden_layers": 3}, "missing: model.layers.2"),
+        (llama, None, {"vocab_size": 70}, "of another shape: lm_head.weight, model.embed_tokens.weight"),
+        (llama, lambda w: {k: v for k, v in w.items() if "norm" not in k}, {}, "missing: .*norm.weight and 2 more"),
+        (llama, lambda w: {**w, "model.norm.SCB": torch.zeros(1)}, {}, "unexpected: model.norm.SCB.*quantised"),
+        (llama, None, {"quantization_config": {"quant_method": "fp8"}}, "is quantised"),
+        (
+            lambda: transformers.GPT2ForSequenceClassification(GPT2Config(**CAUSAL["gpt2"])),  # its embedding is a head
+            None,
+            {},
+            r"\(unexpected: score.weight\).*reward",
+        ),
+        (
+            lambda: transformers.BartForConditionalGeneration(transformers.BartConfig(**ENCODER_DECODER)),
+            None,
+            {},
+            "bart is an encoder-decoder",
+        ),
+        (
+            lambda: transformers.DistilBertForMaskedLM(transformers.DistilBertConfig(vocab_size=60, dim=24)),
+            None,
+            {},
+            "distilbert is no decoder",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_weights_that_are_not_the_models_are_named(tmp_path, make, change, config, said):
+    make().save_pretrained(tmp_path)
+    rewritten(tmp_path, change, **config)
+    with pytest.raises(RunError, match=said):
+        models.load_model(tmp_path)
+
+
+def test_an_adapter_is_no_model_alone_or_beside_one(tmp_path):
+    llama().save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "gpt2", "peft_type": "LORA"}))
+    for name in ("config.json", "model.safetensors"):
+        with pytest.raises(RunError, match=r"PEFT adapter.*merge_and_unload"):
+            models.load_model(tmp_path)
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "make, change, config",
+    [
+        (llama, None, {}),
+        (lambda: GPT2LMHeadModel(GPT2Config(**CAUSAL["gpt2"])).transformer, None, {}),  # as GPT-2 is published
+        (
+            lambda: llama(tie_word_embeddings=True),
+            lambda w: {**w, "lm_head.weight": w["model.embed_tokens.weight"]},
+            {},
+        ),
+        (llama, None, {"tie_word_embeddings": True}),  # the file has a head of its own, and is right
+        (llama, lambda w: {**w, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}, {}),
+        (
+            lambda: GPT2LMHeadModel(GPT2Config(**CAUSAL["gpt2"])),
+            lambda w: {
+                **w,
+                "transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4),
+                "h.0.attn.masked_bias": torch.ones(()),
+            },
+            {},
+        ),
+        (lambda: llama().to(torch.bfloat16), None, {}),
+    ],
+)
+def test_every_weight_of_a_loaded_model_is_the_files(tmp_path, make, change, config):
+    model = make()
+    model.save_pretrained(tmp_path)
+    rewritten(tmp_path, change, **config)
+    loaded = models.load_model(tmp_path)
+    own = {name.removeprefix("transformer."): weight for name, weight in model.state_dict().items()}
+    for name, weight in loaded.state_dict().items():
+        expected = own[
+            "wte.weight" if name == "lm_head.weight" and name not in own else name.removeprefix("transformer.")
+        ]
+        assert weight.dtype == torch.float32 and torch.equal(weight, expected.float()), name
+
+
+def test_a_model_of_text_and_images_without_its_images(tmp_path):
+    """Weights that text never reaches may be left out: they are not measured."""
+    text = dict(SIZES, num_key_value_heads=2, head_dim=16)
+    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    config = transformers.Gemma3Config(text_config=text, vision_config=dict(vision, patch_size=14))
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path)
+    rewritten(tmp_path, lambda w: {k: v for k, v in w.items() if "language_model" in k})
+    loaded = models.load_model(tmp_path, 60)
+    ids = torch.arange(20)[None]
+    assert models.n_rows(loaded) == 60 and torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert models.build_model(str(tmp_path), 70, 16, seed=0).get_input_embeddings().weight.shape[0] == 70

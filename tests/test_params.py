@@ -4,8 +4,9 @@ import re
 import typing
 from pathlib import Path
 
-import papermill
+import papermill.cli
 import pytest
+import yaml
 
 from fairlm_utils import params
 from fairlm_utils.params import EvaluationParams, ParameterError, TrainingParams
@@ -157,3 +158,61 @@ def test_bad_variants_are_refused(variants, said):
 def test_variants_given_to_one_notebook_say_what_to_do():
     with pytest.raises(ParameterError, match="make reproduce"):
         TrainingParams.from_namespace({"variants": {"a": {}}})
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("weight_decay: [0.0, 0.5, 1.0]\nsteps: 100\nweight_decay: 0.1\n", r"'weight_decay' stands twice \(line 3\)"),
+        ("variants:\n  plain: {dropout: 0.1}\n  plain: {dropout: 0.2}\n", "'plain' stands twice"),
+        ("variants: {a: {dropout: 0.1, 'dropout': 0.2}}", "'dropout' stands twice"),
+        ("seed: 010", "seed: is 10 in YAML 1.2 and 8 in YAML 1.1"),
+        ("seed: [0, 010]", "write 0.1 for 1e-1, 10 for 010"),
+        ("steps: 1:30", "steps: is '1:30' in YAML 1.2 and 90"),
+        ("packing: yes", "true for yes"),
+        ("experiment: on", "put text in quotes"),
+        ("variants: {a: {seed: 0o10}}", "variants: is "),
+        ("experiment: 2026-01-01", "experiment: Input should be a valid string"),
+        ("seed: 1\n---\nseed: 2", "not YAML"),
+    ],
+)
+def test_a_file_that_says_a_thing_twice_or_two_things_at_once_is_refused(tmp_path, text, said):
+    """papermill's own `-f` reads YAML 1.1: a value that it would read otherwise is no value of an experiment file."""
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ParameterError, match=said) as error:
+        params.read(path)
+    assert "x.yaml" in str(error.value)
+
+
+def test_both_readers_take_the_same_from_plain_values(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("experiment: 'no'\nseed: [1, 0x10]\nlearning_rate: 1.0e-3\npacking: true\ncorpus: \"010\"\n")
+    wanted = {"experiment": "no", "seed": [1, 16], "learning_rate": 0.001, "packing": True, "corpus": "010"}
+    assert params.read(path) == yaml.safe_load(path.read_text()) == wanted
+
+
+@pytest.mark.parametrize("text, value", [("010", 10), ("1:30", "1:30"), ("yes", "yes"), ("off", "off"), ("1e-1", 0.1)])
+def test_an_override_is_yaml_1_2_and_what_papermills_own_option_takes(text, value):
+    assert params.parse(text, "-p x") == papermill.cli._resolve_type(text) == value
+
+
+def test_an_override_given_twice_is_refused():
+    with pytest.raises(ParameterError, match="-p seed: is given 2 times"):
+        params.read(ROOT / "params" / "quick.yaml", [("seed", "1"), ("steps", "3"), ("seed", "2")])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"experiment": "x" * 300},
+        {"experiment": "x."},
+        {"experiment": "tokenized"},
+        {"model": "m" * 240},
+        {"model": "λ" * 120},
+    ],
+    ids=str,
+)
+def test_a_name_that_no_folder_can_have_is_refused(values):
+    with pytest.raises(ParameterError, match=next(iter(values))):
+        TrainingParams.check(values)

@@ -132,7 +132,7 @@ def test_the_example_on_a_model_that_is_not_ours_runs_as_written(tmp_path, monke
     scope = {"data": Ids()}
     exec(block, scope)
     assert scope["trainer"].state.global_step == 20
-    assert {"token_balanced_loss", "loss_n_v_1-2"} <= set(scope["trainer"].state.log_history[0])
+    assert {"token_balanced_loss", "n_v_1-2_loss"} <= set(scope["trainer"].state.log_history[0])
     assert "token_balanced_loss" in capsys.readouterr().out
 
 

@@ -1,6 +1,8 @@
 """Remedies against slow reference implementations, in stock Trainers and on models that are not ours."""
 
 import copy
+import gc
+import pickle
 
 import numpy as np
 import pytest
@@ -122,13 +124,511 @@ def test_in_a_stock_trainer_with_accumulation(tmp_path):
 def test_row_decay_refuses_what_would_decay_twice_or_not_at_all():
     model = gpt2()
     with pytest.raises(ValueError, match="weight_decay 0"):
-        remedies.RowDecay(model, torch.optim.AdamW(model.parameters(), weight_decay=0.1), 0.1)
+        remedies.FrequencyAwareAdamW(list(model.parameters()), model=model, weight_decay=0.1)
     with pytest.raises(ValueError, match="does not hold"):
-        remedies.RowDecay(model, torch.optim.AdamW(gpt2().parameters(), weight_decay=0.0), 0.1)
+        groups, _ = models.weight_decay_groups(gpt2(), 0.1, "all", rows_apart=True)
+        remedies.FrequencyAwareAdamW(groups, model=model)
     with pytest.raises(ValueError, match="entries"):
         remedies.frequency_aware_adamw(model, 0.1, 0.1, np.ones(VOCABULARY + 1))
     with pytest.raises(ValueError, match="counts"):
         remedies.frequency_scale(np.zeros(3))
+
+
+def adamw_groups(model, weight_decay):
+    """AdamW over the same parameters in the same order of groups, all decaying alike."""
+    groups, _ = models.weight_decay_groups(model, weight_decay, "all", rows_apart=True)
+    return [{"params": group["params"], "weight_decay": weight_decay} for group in groups]
+
+
+def train_steps(model, optimizer, batches, accumulated=1):
+    for step in range(0, len(batches), accumulated):
+        for ids in batches[step : step + accumulated]:
+            (model(input_ids=ids, labels=ids).loss / accumulated).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def decayed_rows(weight, before):
+    """Rows that moved in a step whose gradient was 0, so that decay alone moves them."""
+    return torch.nonzero((weight.detach() != before).any(1)).flatten().tolist()
+
+
+def zero_step(model, optimizer, *tokens):
+    """One step with gradient 0 on these tokens alone: which rows of the embedding did it move?"""
+    before = model.get_input_embeddings().weight.detach().clone()
+    ids = torch.tensor([tokens])
+    (model(input_ids=ids, labels=ids).loss * 0.0).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return decayed_rows(model.get_input_embeddings().weight, before)
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"foreach": True}, {"amsgrad": True}, {"maximize": True}])
+@pytest.mark.parametrize("tied", [True, False])
+def test_with_all_strengths_one_it_is_adamw_to_the_last_bit(options, tied):
+    ours, theirs = gpt2(tied), gpt2(tied)
+    a = remedies.frequency_aware_adamw(ours, 0.01, 0.5, np.ones(VOCABULARY), **options)
+    b = torch.optim.AdamW(adamw_groups(theirs, 0.5), lr=0.01, **options)
+    batches = Ids().ids.reshape(-1, 4, 6)
+    train_steps(ours, a, batches)
+    train_steps(theirs, b, batches)
+    assert all(torch.equal(x, y) for x, y in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_learning_rate_may_be_a_tensor_and_differ_by_group():
+    ours, theirs = gpt2(tied=False), gpt2(tied=False)
+    counts = np.arange(VOCABULARY)
+    a = remedies.frequency_aware_adamw(ours, torch.tensor(0.125), 0.5, counts)
+    b = remedies.frequency_aware_adamw(theirs, 0.125, 0.5, counts)
+    for optimizer in (a, b):
+        optimizer.param_groups[-1]["lr"] = optimizer.param_groups[-1]["lr"] / 4
+    batch = Ids().ids[:8]
+    before = ours.get_output_embeddings().weight.detach().clone()
+    for model, optimizer in ((ours, a), (theirs, b)):
+        (model(input_ids=batch, labels=batch).loss * 0.0).backward()
+        optimizer.step()
+    assert all(torch.equal(x, y) for x, y in zip(ours.parameters(), theirs.parameters(), strict=True))
+    s = np.minimum(1, counts / np.percentile(counts[1:], 95))
+    expected = before.double() * torch.from_numpy(1 - 0.125 / 4 * 0.5 * s)[:, None]
+    torch.testing.assert_close(ours.get_output_embeddings().weight.detach().double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("by_counts", [False, True])
+def test_the_decay_of_other_precisions_is_rounded_once(dtype, by_counts):
+    """Each step is the product in float64, rounded to the weight's precision; 20 steps keep what AdamW keeps."""
+    model, plain = gpt2().to(dtype), gpt2().to(dtype)
+    counts = np.full(VOCABULARY, 9)
+    counts[:10] = 3
+    # an epsilon that float16 holds: 0 / 0 else
+    optimizer = remedies.frequency_aware_adamw(model, 1e-2, 0.3, counts if by_counts else None, eps=1e-4)
+    adamw = torch.optim.AdamW(adamw_groups(plain, 0.3), lr=1e-2, eps=1e-4)
+    weight = model.get_input_embeddings().weight
+    s = torch.ones(VOCABULARY, dtype=torch.float64)
+    if by_counts:
+        s[:10] = 1 / 3
+    for _ in range(20):
+        factor = 1 - 1e-2 * 0.3 * s[:, None]
+        expected = weight.detach().double() * factor
+        if not by_counts:
+            optimizer.seen.fill_(1)
+        for parameter in (*model.parameters(), *plain.parameters()):
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        adamw.step()
+        half_ulp = torch.finfo(dtype).eps * expected.abs() / 2 + torch.finfo(dtype).tiny
+        limit = 1.01 * half_ulp if dtype != torch.float64 else 1e-8 * expected.abs()  # strengths are float32
+        assert ((weight.detach().double() - expected).abs() <= limit).all()
+    kept, theirs = weight[10:].double().norm(), plain.get_input_embeddings().weight[10:].double().norm()
+    assert kept.item() == pytest.approx(theirs.item(), rel=2e-3)
+
+
+def test_float32_is_rounded_as_in_the_committed_results():
+    """1 − (η λ) s in float32, to the last bit: another rounding would be another run."""
+    model = gpt2()
+    counts = np.arange(VOCABULARY) + 1
+    optimizer = remedies.frequency_aware_adamw(model, 0.003, 0.7, counts)
+    weight = model.get_input_embeddings().weight
+    strength = np.minimum(1, counts / np.percentile(counts, 95)).astype(np.float32)
+    factor = np.float32(1) - np.float32(0.003 * 0.7) * strength
+    expected = weight.detach().numpy() * factor[:, None]
+    (model(input_ids=Ids().ids[:8], labels=Ids().ids[:8]).loss * 0.0).backward()
+    optimizer.step()
+    assert np.array_equal(weight.detach().numpy(), expected)
+
+
+@pytest.mark.parametrize("by_counts", [False, True])
+def test_frozen_parameters_do_not_decay_and_unfrozen_ones_do(by_counts):
+    counts = np.ones(VOCABULARY) + np.arange(VOCABULARY) if by_counts else None
+    for frozen_head in (False, True):
+        model = gpt2(tied=False)
+        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        embedding.requires_grad_(False)
+        head.requires_grad_(not frozen_head)
+        start, start_head = embedding.detach().clone(), head.detach().clone()
+        optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5, counts)
+        ids = torch.tensor([[3, 4]])
+        (model(input_ids=ids, labels=ids).loss * 0.0).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert torch.equal(embedding, start)
+        moved = [] if frozen_head else list(range(VOCABULARY)) if by_counts else [3, 4]
+        assert decayed_rows(head, start_head) == moved
+        embedding.requires_grad_(True)
+        assert zero_step(model, optimizer, 5, 6) == (list(range(VOCABULARY)) if by_counts else [5, 6])
+        embedding.requires_grad_(False)
+        assert zero_step(model, optimizer, 7, 8) == []
+
+
+@pytest.mark.parametrize("by_counts", [False, True])
+def test_under_lora_the_base_stays_as_it_is(by_counts):
+    peft = pytest.importorskip("peft")
+    adapted = dict(target_modules=["c_attn"], fan_in_fan_out=True)
+    counts = np.arange(VOCABULARY) if by_counts else None
+    batches = Ids().ids.reshape(-1, 4, 6)
+    model = peft.get_peft_model(gpt2(), peft.LoraConfig(task_type="CAUSAL_LM", **adapted))
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train_steps(model, remedies.frequency_aware_adamw(model, 0.01, 0.5, counts), batches)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
+    assert moved == {name for name in start if "lora_" in name}
+    # an embedding that is trained beside the adapters decays by row
+    whole = peft.LoraConfig(task_type="CAUSAL_LM", modules_to_save=["wte"], **adapted)
+    model = peft.get_peft_model(gpt2(tied=False), whole)
+    optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5, counts)
+    before = model.get_input_embeddings().weight.detach().clone()
+    ids = torch.tensor([[3, 4]])
+    (model(input_ids=ids, labels=ids).loss * 0.0).backward()
+    optimizer.step()
+    assert decayed_rows(model.get_input_embeddings().weight, before) == (
+        list(range(1, VOCABULARY)) if by_counts else [3, 4]
+    )
+
+
+def test_marks_follow_the_model_to_another_device():
+    """The meta device stands for a GPU to which Trainer moves a model whose optimiser exists already."""
+    model = gpt2()
+    optimizer = remedies.frequency_aware_adamw(model, 1e-3, 0.5)
+    model.to("meta").train()
+    model(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"))
+    assert optimizer.seen.device == model.get_input_embeddings().weight.device
+    with pytest.raises(ValueError, match="another kind of device"):  # meta makes other parameters, a GPU does not
+        optimizer.step()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("by_counts", [False, True])
+def test_an_optimizer_made_before_the_model_moves_to_the_gpu(by_counts):
+    counts = np.arange(VOCABULARY) if by_counts else None
+    models_ = [gpt2(), gpt2()]
+    for model, device in zip(models_, ("cpu", "cuda"), strict=True):
+        optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5, counts)
+        model.to(device)
+        train_steps(model, optimizer, Ids().ids.reshape(-1, 4, 6).to(device))
+    for a, b in zip(*(m.parameters() for m in models_), strict=True):
+        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("zero_grad", ["optimizer", "model", "optimizer to zero", "model to zero", "by hand"])
+def test_a_step_that_grad_scaler_skips_leaves_no_marks(fused, zero_grad):
+    model = gpt2().train()
+    weight = model.get_input_embeddings().weight
+    optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+
+    def clear():
+        if zero_grad == "by hand":
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+        else:
+            (optimizer if "optimizer" in zero_grad else model).zero_grad(set_to_none="to zero" not in zero_grad)
+
+    def step(token, factor):
+        before = weight.detach().clone()
+        for ids in (torch.full((1, 4), token), torch.full((1, 4), token + 1)):  # two batches accumulated
+            scaler.scale(model(input_ids=ids, labels=ids).loss * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        clear()
+        return decayed_rows(weight, before)
+
+    assert step(5, float("inf")) == []
+    assert step(7, 0.0) == [7, 8]
+    assert step(9, float("inf")) == []
+    optimizer.state_dict()  # saving does not bring them back
+    assert step(11, 0.0) == [11, 12]
+
+
+def test_what_counts_as_seen():
+    model = gpt2().train()
+    optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5)
+
+    def loss(*tokens):
+        ids = torch.tensor([tokens])
+        return model(input_ids=ids, labels=ids).loss * 0.0
+
+    def step():
+        before = model.get_input_embeddings().weight.detach().clone()
+        optimizer.step()
+        optimizer.zero_grad()
+        return decayed_rows(model.get_input_embeddings().weight, before)
+
+    both = loss(1, 2) + loss(3, 4)  # two forward passes, one backward pass, as in preference learning
+    both.backward()
+    assert step() == [1, 2, 3, 4]
+    one = loss(5, 6)
+    optimizer.zero_grad()  # between the passes, as many loops have it
+    one.backward()
+    assert step() == [5, 6]
+    loss(7, 8)  # a loss that nobody minimises
+    with torch.no_grad():
+        loss(9, 10)
+    model.eval()
+    loss(11, 12).backward()
+    model.train()
+    for tokens in ([13, 14], [15, 16]):  # clipped between accumulated batches
+        model(input_ids=torch.tensor([tokens]), labels=torch.tensor([tokens])).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    assert torch.nonzero(optimizer.seen).flatten().tolist() == [13, 14, 15, 16]
+    optimizer.step()
+    model.zero_grad()
+    optimizer.state.clear()  # without momentum, decay alone moves a row
+    model.gradient_checkpointing_enable()
+    loss(17, 18).backward()
+    assert step() == [17, 18]
+    model.transformer.wte(input=torch.tensor([[19, 20]], dtype=torch.int32)).sum().mul(0.0).backward()
+    assert step() == [19, 20]
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(21, 22)
+        value.backward()
+        return value + 3
+
+    before = model.get_input_embeddings().weight.detach().clone()
+    assert optimizer.step(closure).item() == 3
+    assert decayed_rows(model.get_input_embeddings().weight, before) == [21, 22]
+
+
+def test_a_model_that_is_resized_needs_another_optimizer():
+    for tied in (True, False):
+        for counts in (None, np.ones(VOCABULARY) + np.arange(VOCABULARY)):
+            for size in (VOCABULARY + 14, VOCABULARY - 10):
+                model = gpt2(tied)
+                optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5, counts)
+                model.resize_token_embeddings(size)
+                ids = torch.tensor([[size - 1, 3]])
+                model(input_ids=ids, labels=ids).loss.backward()
+                with pytest.raises(ValueError, match="resiz"):
+                    optimizer.step()
+                anew = remedies.frequency_aware_adamw(model, 0.01, 0.5)
+                model.zero_grad()
+                assert zero_step(model, anew, size - 1, 3) == [3, size - 1]
+
+
+def test_counts_of_another_length_or_kind():
+    model = gpt2()
+    model.resize_token_embeddings(64)
+    counts = np.arange(VOCABULARY) + 5
+    optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5, counts)
+    s = optimizer.param_groups[-1]["row_scale"].tolist()
+    n_95 = np.percentile(counts, 95)  # of the types that occur
+    assert s[:VOCABULARY] == pytest.approx(np.minimum(1, counts / n_95)) and s[VOCABULARY:] == [0.0] * 14
+    for same in (counts.tolist(), torch.from_numpy(counts), counts.astype(np.float32), torch.tensor(counts).bfloat16()):
+        again = remedies.frequency_aware_adamw(model, 0.01, 0.5, same)
+        assert again.param_groups[-1]["row_scale"].tolist() == s
+    bad = {
+        "65 entries .* 64 rows": np.ones(65),
+        "relative frequencies": counts / counts.sum(),
+        "-1 is not": counts - 6,
+        "nan is not": np.where(counts > 9, np.nan, counts),
+        "inf is not": np.where(counts > 9, np.inf, counts),
+        "no token type occurs": counts * 0,
+        "vector": counts[None],
+        "one number per token id": {"a": 1},
+    }
+    for message, wrong in bad.items():
+        with pytest.raises(ValueError, match=f"counts.*{message}"):
+            remedies.frequency_aware_adamw(model, 0.01, 0.5, wrong)
+    with pytest.raises(ValueError, match="relative frequencies"):
+        remedies.loss_weights(counts / counts.sum(), 0.5)
+    for message, options in {
+        "exponent": {"exponent": -1.0},
+        "weight_decay": {"weight_decay": -0.1},
+        "rate": {"lr": -1},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            remedies.frequency_aware_adamw(model, **{"lr": 0.1, "weight_decay": 0.1, "counts": counts, **options})
+
+
+def test_models_whose_rows_cannot_decay_are_refused():
+    with pytest.raises(ValueError, match="get_input_embeddings"):
+        remedies.frequency_aware_adamw(torch.nn.Linear(2, 2), 0.1, 0.1)
+    sparse = gpt2()
+    sparse.set_input_embeddings(torch.nn.Embedding(VOCABULARY, 8, sparse=True))
+    with pytest.raises(ValueError, match="sparse"):
+        remedies.frequency_aware_adamw(sparse, 0.1, 0.1)
+    none = gpt2()
+    none.set_input_embeddings(torch.nn.Identity())
+    with pytest.raises(ValueError, match="no embedding"):
+        remedies.frequency_aware_adamw(none, 0.1, 0.1)
+    flat = gpt2()
+    flat.transformer.wte.weight = flat.lm_head.weight = torch.nn.Parameter(torch.zeros(VOCABULARY * 8))
+    with pytest.raises(ValueError, match="sharded"):
+        remedies.frequency_aware_adamw(flat, 0.1, 0.1)
+    longer = gpt2(tied=False)
+    longer.set_output_embeddings(torch.nn.Linear(8, 64, bias=False))
+    with pytest.raises(ValueError, match="50 and 64 rows"):
+        remedies.frequency_aware_adamw(longer, 0.1, 0.1)
+    with pytest.raises(ValueError, match="differentiable"):
+        remedies.frequency_aware_adamw(gpt2(), 0.1, 0.1, differentiable=True)
+
+
+def test_a_heads_bias_decays_as_the_other_parameters():
+    model = gpt2(tied=False)
+    head = torch.nn.Linear(8, VOCABULARY)
+    model.set_output_embeddings(head)
+    optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5)
+    bias, weight = head.bias.detach().clone(), head.weight.detach().clone()
+    assert zero_step(model, optimizer, 3, 4) == [3, 4] == decayed_rows(head.weight, weight)
+    torch.testing.assert_close(head.bias.detach(), bias * (1 - 0.01 * 0.5))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+@pytest.mark.parametrize("by_counts", [False, True])
+def test_copies_and_pickles_keep_the_behaviour(copied, by_counts):
+    batches = Ids().ids.reshape(-1, 4, 6)
+    counts = np.arange(VOCABULARY) if by_counts else None
+    model = gpt2()
+    optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5, counts)
+    train_steps(model, optimizer, batches[:2])
+    half, rest = batches[2], batches[3:]
+    model(input_ids=half, labels=half).loss.backward()
+    other, other_optimizer = copied((model, optimizer))
+    assert not by_counts or other_optimizer.param_groups[-1]["row_scale"] is not optimizer.param_groups[-1]["row_scale"]
+    for p, q in zip(other.parameters(), model.parameters(), strict=True):
+        p.grad = q.grad.clone()  # copies have none
+    for m, o in ((model, optimizer), (other, other_optimizer)):
+        o.step()
+        o.zero_grad()
+        train_steps(m, o, rest)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert isinstance(other_optimizer, remedies.FrequencyAwareAdamW)
+    if not by_counts:
+        # a copy of the model alone, as a reference model or an average, does not mark the original's rows
+        alone = copied(model)
+        ids = torch.tensor([[7, 8]])
+        alone(input_ids=ids, labels=ids).loss.backward()
+        assert not optimizer.seen.any()
+    apart = copied(optimizer)  # without its model, as of AdamW: state and strengths are there
+    apart.step()
+    assert torch.equal(apart.seen, optimizer.seen) and apart.param_groups[-1]["row_weight_decay"] == 0.5
+
+
+@pytest.mark.parametrize("by_counts", [False, True])
+def test_state_dict_resumes_within_an_accumulation(by_counts, tmp_path):
+    batches = Ids().ids.reshape(-1, 4, 6)
+    counts = np.arange(VOCABULARY) if by_counts else None
+    model = gpt2()
+    optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5, counts)
+    train_steps(model, optimizer, batches[:2])
+    model(input_ids=batches[2], labels=batches[2]).loss.backward()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    other = gpt2()
+    other.load_state_dict(saved["model"])
+    resumed = remedies.frequency_aware_adamw(
+        other, 0.5, 0.1, np.ones(VOCABULARY)
+    )  # replaced by what was saved, as lr is
+    resumed.load_state_dict(saved["optimizer"])
+    for p, q in zip(other.parameters(), model.parameters(), strict=True):
+        p.grad = q.grad.clone()
+    for m, o in ((model, optimizer), (other, resumed)):
+        m(input_ids=batches[3], labels=batches[3]).loss.backward()
+        o.step()
+        o.zero_grad()
+        train_steps(m, o, batches[4:])
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_checkpoints_of_adamw_are_taken_and_given():
+    batches = Ids().ids.reshape(-1, 4, 6)
+    model = gpt2()
+    plain = torch.optim.AdamW(adamw_groups(model, 0.5), lr=0.01)
+    train_steps(model, plain, batches[:2])
+    ours = remedies.frequency_aware_adamw(model, 0.01, 0.5)
+    ours.load_state_dict(copy.deepcopy(plain.state_dict()))
+    weight = model.get_input_embeddings().weight
+    assert torch.equal(ours.state[weight]["exp_avg"], plain.state[weight]["exp_avg"])
+    rows = ours.param_groups[-1]
+    assert (rows["weight_decay"], rows["row_weight_decay"]) == (0.0, 0.5)
+    ours.state.clear()
+    assert zero_step(model, ours, 3, 4) == [3, 4]
+    plain.load_state_dict(copy.deepcopy(ours.state_dict()))
+    train_steps(model, plain, batches[2:])
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        ours.load_state_dict(torch.optim.AdamW(gpt2().parameters()).state_dict())
+
+
+def test_with_a_scheduler_an_added_group_and_accelerate():
+    accelerate = pytest.importorskip("accelerate")
+    model = gpt2()
+    optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5)
+    more = torch.nn.Parameter(torch.ones(3))
+    optimizer.add_param_group({"params": [more]})
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    ran = []
+    optimizer.register_step_post_hook(lambda *_: ran.append(1))
+    model, wrapped, schedule = accelerate.Accelerator(cpu=True).prepare(model, optimizer, schedule)
+    for k, tokens in enumerate([(3, 4), (5, 6)]):
+        more.grad = torch.zeros(3)
+        weight = model.get_input_embeddings().weight.detach().clone()
+        assert zero_step(model, wrapped, *tokens) == list(tokens)
+        kept = model.get_input_embeddings().weight[tokens[0]] / weight[tokens[0]]
+        torch.testing.assert_close(kept.detach(), torch.full((8,), 1 - 0.01 / (1 + k) * 0.5))
+        if k == 0:
+            schedule.step()
+    assert len(ran) == 2  # hooks of others run once a step
+    assert more.tolist() == pytest.approx([(1 - 0.01 * 0.5) * (1 - 0.005 * 0.5)] * 3)
+
+
+def test_an_optimizer_that_is_gone_leaves_no_hook():
+    model = gpt2()
+    for _ in range(3):
+        optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5)
+    assert zero_step(model, optimizer, 3, 4) == [3, 4]
+    del optimizer
+    gc.collect()
+    embedding = model.get_input_embeddings()
+    assert not embedding._forward_hooks and not embedding.weight._post_accumulate_grad_hooks
+
+
+def test_in_a_trainer_resumed_from_its_checkpoint(tmp_path):
+    def trained(steps, resume, name):
+        model = gpt2()
+        args = TrainingArguments(
+            str(tmp_path / name),
+            max_steps=steps,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            use_cpu=True,
+            lr_scheduler_type="constant",
+            save_steps=2,
+            report_to=[],
+            disable_tqdm=True,
+            logging_strategy="no",
+        )
+        optimizer = remedies.frequency_aware_adamw(model, 0.05, 1.0)
+        Trainer(model, args, train_dataset=Ids(), optimizers=(optimizer, None)).train(resume_from_checkpoint=resume)
+        return model
+
+    whole = trained(6, None, "whole")
+    trained(4, None, "cut")
+    resumed = trained(6, True, "cut")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_rows_that_another_process_saw_decay_here_too(monkeypatch):
+    def all_reduce(marks, operation):
+        assert operation == torch.distributed.ReduceOp.MAX
+        marks[9] = 1  # what the other process saw
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    model = gpt2()
+    optimizer = remedies.frequency_aware_adamw(model, 0.01, 0.5)
+    assert zero_step(model, optimizer, 3, 4) == [3, 4, 9] and zero_step(model, optimizer, 5) == [5, 9]
+
+
+def test_rows_are_a_group_of_their_own_whatever_else_decays():
+    model = gpt2(tied=False)
+    rows = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    for decayed in DecayedParameters.__args__:
+        groups, table = models.weight_decay_groups(model, 0.5, decayed, rows_apart=True)
+        assert [id(p) for p in groups[-1]["params"]] == [id(p) for p in rows]
+        assert groups[-1]["weight_decay"] == 0.0 and groups[-1]["row_weight_decay"] == 0.5
+        listed = [id(p) for group in groups for p in group["params"]]
+        assert sorted(listed) == sorted(id(p) for p in model.parameters()) and len(table) == len(listed)
 
 
 def test_frequency_scale_by_hand():

@@ -76,3 +76,11 @@ def test_the_site_has_no_dead_link_and_needs_no_network(tmp_path):
     assert {p.name for p in pages if p.name[:2].isdigit() and not p.name.startswith("02")} <= linked | {
         "02-training.html"
     }
+
+
+def test_a_model_named_by_a_long_path_has_its_page(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text")])
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    titles = ["03 " + "/folder" * 60 + end for end in ("/a.json", "/b.json")]
+    report.write_report(tmp_path / "r", "title", [], {}, {title: tmp_path / "a.ipynb" for title in titles})
+    assert len(list((tmp_path / "r").glob("03*.html"))) == 2

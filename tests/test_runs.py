@@ -2,12 +2,16 @@
 
 import json
 import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
 import time
 
 import pandas as pd
 import pytest
 
-from fairlm_utils import evaluation, runs
+from fairlm_utils import evaluation, runs, sweep, tokenization, training
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path):
@@ -84,6 +88,61 @@ def test_provenance_names_a_commit_or_says_unknown():
     assert runs.git_commit() == "unknown" or len(runs.git_commit().removesuffix("+changes")) == 12
 
 
+def _git(folder, *words):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main"]
+    done = subprocess.run(["git", *identity, *words], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def unpacked(tmp_path, monkeypatch):
+    """The project's files as an archive leaves them, in a folder of another repository that has a commit."""
+    outer, project = tmp_path / "outer", tmp_path / "outer" / "fairlm"
+    (project / "fairlm_utils").mkdir(parents=True)
+    (project / "fairlm_utils" / "runs.py").write_text("x = 1\n")
+    (outer / "notes.txt").write_text("mine\n")
+    _git(outer, "init")
+    _git(outer, "add", "notes.txt")
+    _git(outer, "commit", "-m", "mine")
+    monkeypatch.setattr(runs, "PROJECT", project.resolve())
+    return project
+
+
+def test_the_commit_of_a_repository_around_the_project_is_not_its_own(unpacked, monkeypatch):
+    assert runs.git_commit() == "unknown"
+    _git(unpacked.parent, "add", ".")  # even if that one keeps a copy of it
+    _git(unpacked.parent, "commit", "-m", "copied")
+    assert runs.git_commit() == "unknown"
+    monkeypatch.setattr(runs, "PROJECT", unpacked.parent)  # nor is a checkout that has no fairlm_utils
+    assert runs.git_commit() == "unknown"
+
+
+def test_a_checkout_and_a_worktree_of_it_know_their_commit_whatever_git_variables_say(unpacked, monkeypatch):
+    outer = unpacked.parent
+    _git(unpacked, "init")
+    assert runs.git_commit() == "unknown"  # nothing is committed yet
+    _git(unpacked, "add", ".")
+    _git(unpacked, "commit", "-m", "first")
+    commit = _git(unpacked, "rev-parse", "--short=12", "HEAD")
+    with monkeypatch.context() as m:
+        m.setenv("GIT_DIR", str(outer / ".git"))
+        m.setenv("GIT_WORK_TREE", str(outer))
+        assert runs.git_commit() == commit
+    (unpacked / "fairlm_utils" / "runs.py").write_text("x = 2\n")
+    assert runs.git_commit() == f"{commit}+changes"
+    _git(unpacked, "worktree", "add", str(outer / "other"))
+    monkeypatch.setattr(runs, "PROJECT", outer / "other")
+    assert (outer / "other" / ".git").is_file() and runs.git_commit() == commit
+
+
+def test_a_checkout_that_git_refuses_has_no_known_commit(unpacked, monkeypatch):
+    _git(unpacked, "init")
+    (unpacked / ".git" / "config").write_text("[core\n")
+    assert runs.git_commit() == "unknown"
+    monkeypatch.setenv("PATH", "")
+    assert runs.git_commit() == "unknown"
+
+
 def test_a_run_is_shown_and_repeated_to_the_same_bits_and_a_difference_is_found(miniature, capsys):
     p = miniature(experiment="repeat", steps=4, window_steps=2)
     run = evaluation.evaluate(p)
@@ -102,6 +161,112 @@ def test_a_run_is_shown_and_repeated_to_the_same_bits_and_a_difference_is_found(
     assert runs.main(["repeat", str(run.parent)]) == 2
 
 
+def _write(path, word):
+    lines = [f"The {i}th {word} stands near the {word} of the {i + 1}th village. " * 3 for i in range(80)]
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+
+
+@pytest.fixture
+def own(miniature, tmp_path):
+    """Parameters of a run on a corpus file of its own, which may be replaced; keyword arguments override them."""
+    _write(tmp_path / "mine.jsonl", "house")
+
+    def make(**values):
+        defaults = {"corpus": str(tmp_path / "mine.jsonl"), "runs_dir": str(tmp_path / "runs"), "steps": 4}
+        return miniature(**{**defaults, "experiment": "own", "window_steps": 2, "checkpoint_steps": 2, **values})
+
+    return make
+
+
+def test_a_finished_run_is_not_shown_beside_another_text_and_is_again_beside_its_own(own, tmp_path):
+    p = own()
+    directory = evaluation.evaluate(p)
+    _write(tmp_path / "mine.jsonl", "zzqx 0192837465")
+    for make in (training.train, evaluation.evaluate):
+        with pytest.raises(
+            runs.RunError, match=rf"{directory.name}: was made from another text: .*mine.jsonl' has changed"
+        ):
+            make(p)
+    with pytest.raises(runs.RunError, match="remove the folder"):
+        sweep.sweep([p])
+    with pytest.raises(runs.RunError, match="another text"):
+        runs.repeat(directory)
+    assert len(runs.load_results(directory.parent).totals) == 2  # results alone ask for no corpus
+    _write(tmp_path / "mine.jsonl", "house")  # the same text at another time
+    assert evaluation.evaluate(p) == directory
+    (tmp_path / "mine.jsonl").unlink()
+    assert evaluation.evaluate(p) == directory
+
+
+def test_a_run_of_another_text_does_not_join_an_experiment(own, tmp_path):
+    first = evaluation.evaluate(own(weight_decay=0.0))
+    _write(tmp_path / "mine.jsonl", "zzqx 0192837465")
+    second = own(weight_decay=1.0)
+    for make in (training.train, evaluation.evaluate, lambda p: sweep.sweep([p])):
+        with pytest.raises(runs.RunError, match=rf"{first.name}: was made from another text"):
+            make(second)
+    assert not (runs.run_dir(second) / "checkpoints").exists()
+    evaluation.evaluate(own(weight_decay=1.0, experiment="elsewhere"))
+    shutil.copytree(
+        runs.run_dir(own(weight_decay=1.0, experiment="elsewhere")),
+        second_dir := runs.run_dir(second),
+        dirs_exist_ok=True,
+    )
+    with pytest.raises(runs.RunError, match="was made from another text"):
+        runs.load_results(first.parent)
+    (second_dir / runs.TEXT).unlink()  # runs of earlier versions recorded the fingerprint alone, once they had finished
+    with pytest.raises(runs.RunError, match="was made from another text"):
+        runs.load_results(first.parent)
+
+
+def test_an_interrupted_run_does_not_go_on_with_another_text(own, tmp_path, monkeypatch):
+    p = own(steps=6)
+    with monkeypatch.context() as m:
+        m.setattr(training.RecordTokenLoss, "_close_window", _stop_after(4, training.RecordTokenLoss._close_window))
+        with pytest.raises(KeyboardInterrupt):
+            training.train(p)
+    assert list((runs.run_dir(p) / "checkpoints").glob("checkpoint-*"))
+    _write(tmp_path / "mine.jsonl", "zzqx 0192837465")
+    for make in (training.train, evaluation.evaluate, lambda p: sweep.sweep([p])):
+        with pytest.raises(runs.RunError, match="was made from another text"):
+            make(p)
+    _write(tmp_path / "mine.jsonl", "house")
+    training.train(p)
+
+
+def _stop_after(step, original):
+    def close(self, now):
+        original(self, now)
+        if now >= step:
+            raise KeyboardInterrupt
+
+    return close
+
+
+def test_a_tokenizer_folder_that_was_replaced_is_noticed_and_an_old_run_without_its_digest_passes(
+    own, tmp_path, documents
+):
+    p, folder = own(tokenizer=str(tmp_path / "tokenizer")), tmp_path / "tokenizer"
+    tokenization.train_bpe(documents, 300).save_pretrained(folder)
+    directory = evaluation.evaluate(p)
+    shutil.rmtree(folder)
+    tokenization.train_bpe(documents[:20], 280).save_pretrained(folder)
+    for make in (training.train, evaluation.evaluate, lambda p: sweep.sweep([p])):
+        with pytest.raises(runs.RunError, match=f"was made from another tokenizer: '{folder}' has changed"):
+            make(p)
+    known = runs.read_json(directory / "provenance.json")
+    del known["corpus"]["ids"]
+    runs.write_json(directory / "provenance.json", known)
+    (directory / runs.TEXT).unlink()
+    assert evaluation.evaluate(p) == directory
+
+
+def test_variants_of_several_vocabularies_share_their_text(own):
+    for size in (290, 300):
+        evaluation.evaluate(own(variant=str(size), vocab_size=size))
+    assert len(runs.load_results(runs.run_dir(own()).parent).totals) == 4
+
+
 def test_variants_may_differ_and_the_results_say_in_what(miniature):
     for variant, dropout in (("plain", 0.0), ("dropped", 0.2)):
         evaluation.evaluate(miniature(experiment="variants", steps=2, window_steps=2, variant=variant, dropout=dropout))
@@ -111,3 +276,45 @@ def test_variants_may_differ_and_the_results_say_in_what(miniature):
     assert set(results.bins["variant"]) == {"plain", "dropped"} and "2 variants" in results.scale
     with pytest.raises(runs.RunError, match="variant"):
         runs.check_experiment([miniature(experiment="variants", variant="plain", steps=2)])
+
+
+OURS = "λ ≤ 1 × 2 – ± 3 → − ’ … Ġ ▁ 中 \udce4"
+
+
+@pytest.mark.parametrize(
+    "settings, wanted",
+    [
+        ({"PYTHONIOENCODING": "ascii"}, "lambda <= 1 x 2 - +- 3 -> - ' ... \\u0120 \\u2581 \\u4e2d \\udce4"),
+        ({"PYTHONIOENCODING": "latin-1"}, "lambda <= 1 × 2 - ± 3 -> - ' ... \\u0120 \\u2581 \\u4e2d \\udce4"),
+        ({"PYTHONIOENCODING": "cp1252"}, "lambda <= 1 × 2 – ± 3 -> - ’ … \\u0120 \\u2581 \\u4e2d \\udce4"),
+        ({"PYTHONIOENCODING": "utf-8"}, "λ ≤ 1 × 2 – ± 3 → − ’ … Ġ ▁ 中 \\udce4"),
+        (
+            {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+            "lambda <= 1 x 2 - +- 3 -> - ' ... \\u0120 \\u2581 \\u4e2d \\udce4",
+        ),
+    ],
+    ids=lambda v: str(v)[:24],
+)
+def test_any_terminal_takes_what_is_printed(settings, wanted):
+    code = (
+        "import sys; from fairlm_utils import runs; runs.enter_project()\n"
+        f"for stream in (sys.stdout, sys.stderr): print({OURS!a}, file=stream)"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "PYTHONIOENC"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env={**environment, **settings}, check=True
+    )
+    encoding = settings.get("PYTHONIOENCODING", "ascii")
+    assert done.stdout.decode(encoding).strip() == done.stderr.decode(encoding).strip() == wanted
+
+
+def test_the_help_of_every_command_is_ascii():
+    modules = ["audit", "cost", "evaluation", "reproduce", "runs", "sweep"]
+    code = (
+        f"import importlib\nfor name in {modules}:\n"
+        "    try: importlib.import_module('fairlm_utils.' + name).main(['-h'])\n"
+        "    except SystemExit: pass"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.count("usage: python -m fairlm_utils.") == len(modules)

@@ -1,6 +1,10 @@
 """Grids and the whole pipeline in miniature, through papermill."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -54,6 +58,64 @@ def test_running_again_reuses_everything(report, experiment, capsys, monkeypatch
     assert reproduce.reproduce(experiment) == report
     out = capsys.readouterr().out
     assert "4 reused" in out and out.count("done before") == 3
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_is_not_utf_8_shows_the_report_to_its_end(report, experiment, encoding):
+    command = [sys.executable, "-m", "fairlm_utils.reproduce", str(experiment)]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "90"}
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=runs.PROJECT, check=False)
+    out = done.stdout.decode(encoding)
+    assert done.returncode == 0 and f"report: {report.resolve()}" in out, done.stderr.decode(encoding)[-2000:]
+    assert "little change of the balanced training loss up to lambda = 0.1" in out
+
+
+def test_claims_are_printed_a_paragraph_each_within_the_terminal(report, experiment, monkeypatch):
+    table = reproduce._tables(runs.load_results(report.parents[1]))["Claims"]
+    for columns in (60, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = reproduce._for_terminal("Claims", table).splitlines()
+        assert max(map(len, lines)) <= columns
+        assert sum("paper: " in line for line in lines) == sum("here: " in line for line in lines) == len(table)
+
+
+def test_a_corpus_that_changes_between_two_calls_is_named_before_anything_runs(
+    report, experiment, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(reproduce, "run_notebook", lambda *_: pytest.fail("something ran"))
+    known = params.read(experiment)
+    shutil.copytree(report.parents[2], tmp_path / "runs")
+    lines = Path(known["corpus"]).read_text(encoding="utf-8").splitlines()
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines[5:]), encoding="utf-8")
+    overrides = [("runs_dir", str(tmp_path / "runs")), ("corpus_path", str(tmp_path / "corpus.jsonl"))]
+    with pytest.raises(runs.RunError, match="was made from another text"):
+        reproduce.reproduce(experiment, overrides=overrides)
+
+
+def _one_cell(folder, source, monkeypatch):
+    """A notebook of one cell as notebook 01 of a project of its own."""
+    (folder / "notebooks").mkdir()
+    cells = [nbformat.v4.new_code_cell(source)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "notebooks" / "01_tokenization.ipynb")
+    monkeypatch.setattr(runs, "PROJECT", folder)
+
+
+@pytest.mark.parametrize("failing", [False, True], ids=["slow", "failing"])
+def test_a_kernel_that_ends_reports_no_interrupt_and_still_its_own_errors(tmp_path, monkeypatch, capfd, failing):
+    """The last request of a notebook, answered late: the interrupt sent with the end of a kernel came in between."""
+    source = (
+        "import asyncio\n"
+        "kernel = get_ipython().kernel\n"
+        "answer = kernel.shell_handlers['kernel_info_request']\n"
+        "async def late(*arguments, **options):\n"
+        "    await answer(*arguments, **options)\n"
+        f"    {'raise OSError' if failing else 'await asyncio.sleep(0.5)'}\n"
+        "kernel.shell_handlers['kernel_info_request'] = late"
+    )
+    _one_cell(tmp_path, source, monkeypatch)
+    sweep.run_notebook("01_tokenization", tmp_path / "out.ipynb", {})
+    shown = capfd.readouterr().err
+    assert "KeyboardInterrupt" not in shown and ("Exception in message handler" in shown) == failing
 
 
 def test_results_are_written_for_committing(report, experiment, tmp_path):

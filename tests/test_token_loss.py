@@ -1,11 +1,15 @@
 """The token-level cross-entropy against PyTorch's, and the sums by type against hand-made ones."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from fairlm_utils import token_loss
+from fairlm_utils.callback import loss_by_frequency
 from fairlm_utils.models import build_model
 from fairlm_utils.token_loss import (
     IGNORE_INDEX,
@@ -140,3 +144,88 @@ def test_an_objective_changes_what_is_minimised_not_what_is_recorded():
         b = model(input_ids=ids, labels=ids).loss
         c = model.eval()(input_ids=ids, labels=ids).loss
     assert np.allclose(plain.read(), smoothed.read()) and abs(a - b) > 1e-4 and torch.allclose(a, c)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_gradient_in_every_precision_against_float64(dtype):
+    """Under a loss scale float16 loses what float16 itself cannot hold, alone; the others round before it, as ever."""
+    torch.manual_seed(0)
+    n, scale, loss_scale = 64, 1 / 8192, 65_536.0
+    logits = torch.randn(n, 2000).to(dtype).requires_grad_()
+    targets = torch.randint(0, 2000, (n,))
+    (token_cross_entropy(logits, targets, scale)[0] * loss_scale).backward()
+    exact = logits.detach().double().softmax(1)
+    exact[torch.arange(n), targets] -= 1
+    assert logits.grad.dtype == dtype
+    expected = (exact * scale * loss_scale).to(dtype)
+    torch.testing.assert_close(logits.grad, expected, rtol=2e-2 if dtype == torch.bfloat16 else 2e-3, atol=0)
+    log_p = logits.detach().float().log_softmax(1)
+    rounded = log_p.exp()
+    rounded[torch.arange(n), targets] = log_p[torch.arange(n), targets].exp() - 1
+    if dtype != torch.float16:
+        assert torch.equal(logits.grad, (rounded * torch.tensor(scale)).to(dtype).mul(loss_scale))
+
+
+def test_copies_and_pickles_of_a_recorded_model_add_to_no_sums():
+    model, sums = build_model("qwen2-tiny", 300, 16, seed=0).train(), TokenSums(300)
+    ids = torch.randint(0, 300, (2, 16))
+    plain = model(input_ids=ids, labels=ids).loss
+    with record_token_loss(model, sums):
+        copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        for other in copies:
+            torch.testing.assert_close(other(input_ids=ids, labels=ids).loss, plain)
+        assert not sums.read().any()
+        model(input_ids=ids, labels=ids)
+    assert sums.read()[:, 0].sum() == 2 * 15
+
+
+def test_a_compiled_model_is_recorded_at_every_step():
+    model, sums = build_model("qwen2-tiny", 300, 16, seed=0).train(), TokenSums(300)
+    ids = torch.randint(0, 300, (2, 16))
+    compiled = torch.compile(model, backend="eager")
+    for step in (1, 2, 3):
+        with record_token_loss(model, sums):
+            compiled(input_ids=ids, labels=ids).loss.backward()
+        assert sums.read()[:, 0].sum() == step * 2 * 15
+
+
+class Foreign(torch.nn.Module):
+    """Not transformers': returns logits and the loss of targets that the caller has shifted, −1 where there is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(20, 8), torch.nn.Linear(8, 20, bias=False)
+
+    def forward(self, idx, targets):
+        logits = self.head(self.embed(idx))
+        return logits, cross_entropy(logits.view(-1, 20), targets.reshape(-1), ignore_index=-1)
+
+
+def test_a_bare_loop_over_any_model_keeps_the_same_record():
+    torch.manual_seed(0)
+    model, ids = Foreign(), torch.randint(0, 20, (12, 9))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    sums, expected = TokenSums(20), np.zeros((20, 3))
+    for batch in ids.split(4):
+        x, y = batch[:, :-1], batch[:, 1:].clone()
+        y[0, 5:] = -1
+        logits, loss = model(x, y)
+        sums.record(logits, y)
+        for row, targets in zip(logits.detach().double(), y.tolist(), strict=True):
+            for z, target in zip(row, targets, strict=True):
+                if target >= 0:
+                    expected[target] += 1, float(z.logsumexp(0) - z[target]), bool(z.argmax() == target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    np.testing.assert_allclose(sums.read(), expected, rtol=1e-5)
+    seen = expected[:, 0] > 0
+    per_type = {v: expected[v, 1] / expected[v, 0] for v in np.flatnonzero(seen)}
+    record = loss_by_frequency(sums.read(), sums.read()[:, 0])
+    assert record["token_balanced_loss"] == pytest.approx(np.mean(list(per_type.values())), rel=1e-5)
+    rare = [x for v, x in per_type.items() if 3 <= expected[v, 0] <= 8]
+    assert record["n_v_3-8_loss"] == pytest.approx(np.mean(rare), rel=1e-5)
+    with pytest.raises(ValueError, match="one count per type"):
+        loss_by_frequency(sums.read(), np.ones(19))
+    with pytest.raises(ValueError, match="expected"):
+        sums.record(logits, y[:, 1:])

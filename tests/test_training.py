@@ -78,7 +78,8 @@ def test_batch_size_order_and_padding_leave_per_token_means_unchanged(run, minia
     pad = corpus.tokenizer.pad_token_id
     ids, labels = data.input_ids.numpy()[order], data.labels.numpy()[order]
     wider = np.full((len(ids), 5), pad)
-    padded = training.Blocks(np.hstack([ids, wider]), np.hstack([labels, np.full_like(wider, -100)]), pad)
+    lengths = np.full(len(ids), ids.shape[1])
+    padded = training.Blocks(np.hstack([ids, wider]), np.hstack([labels, np.full_like(wider, -100)]), lengths)
     assert padded.attention_mask is not None
     for changed in (evaluation.token_sums(model, data, 5), evaluation.token_sums(model, padded, 7)):
         assert np.array_equal(changed.by_type[:, 0], reference.by_type[:, 0])
