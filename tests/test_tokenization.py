@@ -355,7 +355,7 @@ def test_bos_follows_the_tokenizers_rule_or_the_parameter(byte_level):
 def test_a_corpus_whose_documents_begin_with_bos(miniature, capsys):
     plain, begun = (tokenization.tokenize_corpus(miniature(data_seed=7, bos=bos)) for bos in ("auto", "yes"))
     said = capsys.readouterr().out
-    assert "bos auto: documents begin with no BOS token" in said and "bos yes: documents begin with <s>" in said
+    assert "bos auto" not in said and "bos yes: documents begin with <s>" in said  # a BPE trained here has no rule
     assert (begun.train[begun.train_starts] == 1).all() and (begun.train == 1).sum() == len(begun.train_starts)
     assert np.array_equal(begun.train[begun.train != 1], plain.train)
     assert tokenization._decoded(begun, 50) == tokenization._decoded(plain, 50)
