@@ -1,10 +1,23 @@
-"""The lowest training loss any model can have: that of an ideal memoriser of the training blocks."""
+"""The lowest training loss any model can have: that of an ideal memoriser of the training blocks.
+
+python -m fairlm_utils.floor params/paper/openelm-270m-imdb.yaml
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 
+from fairlm_utils import runs
+from fairlm_utils.corpora import CorpusError
+from fairlm_utils.params import ParameterError, add_override_option, expand, read
 from fairlm_utils.token_loss import IGNORE_INDEX
+from fairlm_utils.tokenization import n_ids, tokenize_corpus
+from fairlm_utils.training import training_blocks
 
 
 def memoriser_sums(input_ids: np.ndarray, labels: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -43,3 +56,32 @@ def memoriser_sums(input_ids: np.ndarray, labels: np.ndarray, vocab_size: int) -
         rows = np.stack([n, n * np.log(n_prefix[of] / n), n * is_most[seen] / n_tied[of]], axis=1)
         np.add.at(sums, tokens[longer[seen]], rows)
     return sums
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the floor of an experiment file's training blocks: loss per token and per type, balanced accuracy."""
+    parser = argparse.ArgumentParser(prog="python -m fairlm_utils.floor", description=main.__doc__)
+    parser.add_argument("file", help="experiment file, e.g. params/paper/openelm-270m-imdb.yaml; its first run counts")
+    add_override_option(parser)
+    options = parser.parse_args(arguments)
+    file = Path(options.file).resolve()
+    runs.enter_project()
+    try:
+        p = expand(read(file, options.overrides), options.file)[0]
+        corpus = tokenize_corpus(p)
+        blocks = training_blocks(p, corpus)
+    except (ParameterError, CorpusError, runs.RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    n, loss, correct = memoriser_sums(blocks.input_ids.numpy(), blocks.labels.numpy(), n_ids(corpus.tokenizer)).T
+    seen = n > 0
+    print(
+        f"{p.experiment}: an ideal memoriser of {len(blocks):,} training blocks has {loss.sum() / n.sum():.4f} nats per token, "
+        f"{(loss[seen] / n[seen]).mean():.4f} per type, token-balanced accuracy {(correct[seen] / n[seen]).mean():.4f} "
+        f"({int(n.sum()):,} targets of {seen.sum():,} types)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

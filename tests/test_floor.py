@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from fairlm_utils import floor
 from fairlm_utils.floor import memoriser_sums
 from fairlm_utils.tokenization import blocks
 
@@ -48,3 +49,17 @@ def test_no_table_of_probabilities_is_better():
     n, loss, correct = memoriser_sums(inputs, labels, 3).T
     unigram = -(n * np.log(n / n.sum())).sum()
     assert 0 < loss.sum() < unigram and n.max() < correct.sum() < n.sum()
+
+
+def test_the_command_prints_the_floor_of_an_experiment_file(tmp_path, corpus_file, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        f"experiment: own\ncorpus: {corpus_file}\nruns_dir: {tmp_path}/runs\nvocab_size: 300\ncontext: 8\npacking: false\n"
+        "max_train_blocks: 50\nweight_decay: [0.0, 1.0]\n"
+    )
+    assert floor.main([str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "own: an ideal memoriser of 50 training blocks has" in said and "(350 targets of " in said
+    assert floor.main([str(file), "-p", "contxt", "9"]) == 2
+    assert "did you mean context" in capsys.readouterr().err
