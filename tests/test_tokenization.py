@@ -467,3 +467,13 @@ def test_spelled_tokens_have_their_spaces_and_the_bytes_of_parts_of_characters(b
     spelled, decoded = tokenization.spell(byte_level, ids), [byte_level.decode([i]) for i in ids]
     assert spelled[-7:] == ["<E5>", "<90>", "<8D>", "<EF>", "<BF>", "<BD>", "</s>"]
     assert all(a == b for a, b in zip(spelled, decoded, strict=True) if "\ufffd" not in b)
+
+
+def test_a_lower_casing_bpe_learns_and_counts_lower_case_alone():
+    """Ids are those of the same text in lower case, for both pre-tokenizers; the default keeps case."""
+    for pre_tokenizer in ("byte-level", "whitespace-punctuation"):
+        tokenizer = train_bpe(["The Cat sat. THE cat sat."] * 20, 300, pre_tokenizer, lowercase=True)
+        upper, lower = (tokenizer.backend_tokenizer.encode(text).ids for text in ("THE CAT", "the cat"))
+        assert upper == lower and not any(c.isupper() for token in lower for c in tokenizer.decode([token]))
+    cased = train_bpe(["The Cat sat. THE cat sat."] * 20, 300).backend_tokenizer
+    assert cased.encode("THE CAT").ids != cased.encode("the cat").ids
