@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ast
 import bz2
-import codecs
 import csv
 import glob
 import gzip
 import hashlib
-import io
 import json
 import lzma
 import os
@@ -19,8 +17,7 @@ import struct
 import sysconfig
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -58,13 +55,17 @@ _SPLITS = {
 }
 _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d+)?\s*|")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 #: No text expands more than this many times when it is unpacked; smaller than this many bytes, a file may.
 MAX_EXPANSION, MIN_BOMB_BYTES = 100, 2**29
 
 
 class CorpusError(RuntimeError):
     """A corpus that cannot be found or read; the message says which parameter to set."""
+
+    @classmethod
+    def of(cls, path: Path, fault: str) -> CorpusError:
+        return cls(f"corpus: {str(path)!r} {fault}")
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,12 @@ def load_corpus(p: CorpusParams) -> Corpus:
     The held-out split is the data set's own test split (else its validation split), else a seeded share of the
     documents. Of local files nothing is copied or cached on the disk.
 
-    **Which files.** One file, or every file below a folder in sorted order: .parquet, .csv, .tsv, .jsonl, .json and
-    .txt, all but Parquet also packed (.gz, .bz2, .xz), and what `save_to_disk` wrote. `description` names what is
-    left out: other files, empty ones, linked folders; hidden files, READMEs and licences aside. Splits are what the
-    README.md of a folder in the Hub's layout names (`configs`); else folders named train, test or validation (or as the
-    Hub's libraries abbreviate them, the outermost counts), and files with such a name alone or numbered (train.csv,
-    test_1.txt, validation-00000-of-00002.parquet). Either all files belong to a split or none does.
+    **Which files.** One file, or every file below a folder in sorted order: .parquet, what `save_to_disk` wrote, and
+    .csv, .tsv, .jsonl, .json and .txt, also packed (.gz, .bz2, .xz). `description` names what is left out: other files,
+    empty ones, linked folders; hidden files, READMEs and licences aside. Splits are what the README.md of a folder in the
+    Hub's layout names (`configs`); else folders named train, test or validation (or as the Hub's libraries abbreviate
+    them, the outermost counts), and files with such a name alone or numbered (train.csv, test_1.txt,
+    validation-00000-of-00002.parquet). Either all files belong to a split or none does.
 
     **What a document is.** A row's `text_column`, as text: "NA" and "null" are words, rows of CSV and TSV have as many
     fields as the first. In .txt a document is what `txt_documents` says. Its "auto" takes a file of several for one
@@ -98,12 +99,7 @@ def load_corpus(p: CorpusParams) -> Corpus:
 
     Raises CorpusError or ParameterError if the corpus cannot be read, with the file, the row, or the parameter to set.
     """
-    if p.corpus == PYTHON_DOCS:
-        origin = f"documentation of {platform.python_implementation()} {platform.python_version()}"
-        read: Sequence[Any] = [list(python_docs()), None]
-        notes: list[str] = []
-    else:
-        *read, origin, notes = _load_dataset(p)
+    *read, origin, notes = _read(p)
     train, heldout = ([t for t in split or () if t and not t.isspace()] for split in read)
     n_dropped = sum(map(len, filter(None, read))) - len(train) - len(heldout)
     order = np.random.default_rng(p.data_seed).permutation(len(train))
@@ -113,13 +109,10 @@ def load_corpus(p: CorpusParams) -> Corpus:
     elif p.max_documents:  # data sets may be sorted by label
         heldout = [heldout[i] for i in np.random.default_rng(p.data_seed).permutation(len(heldout))]
     train = [train[i] for i in order]
-    if p.max_documents:
-        train, heldout = train[: p.max_documents], heldout[: p.max_documents]
+    train, heldout = train[: p.max_documents or None], heldout[: p.max_documents or None]
     if not train or not heldout:
-        raise CorpusError(
-            f"corpus: {p.corpus!r} has {len(train)} training and {len(heldout)} held-out documents; both are needed"
-            + (f" ({', '.join(notes)})" if notes else "")
-        )
+        found = f"{len(train)} training and {len(heldout)} held-out documents"
+        raise CorpusError(", ".join([f"corpus: {p.corpus!r} has {found}; both are needed", *notes]))
     said = [f"{p.corpus} ({origin}): {len(train):,} training documents of {sum(map(len, train)):,} characters"]
     said += [f"{len(heldout):,} held-out documents of {sum(map(len, heldout)):,} characters", *notes]
     if n_dropped:
@@ -163,9 +156,7 @@ def python_docs() -> Iterator[str]:
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
-        raise CorpusError(
-            "corpus: this Python came without pydoc_data; install it, or choose another corpus"
-        ) from error
+        raise CorpusError("corpus: this Python came without pydoc_data; install it or choose another") from error
     texts = [*_docstrings(Path(sysconfig.get_path("stdlib"))), *(topics[key] for key in sorted(topics))]
     if len(texts) < 1000:
         raise CorpusError("corpus: this Python came without the sources of its library; install them or choose another")
@@ -197,36 +188,19 @@ def _location(p: CorpusParams) -> Path | None:
         raise CorpusError(f"corpus: {name!r} cannot be read ({first_line(error)}); name another") from error
 
 
-def _check_is_of_the_hub(p: CorpusParams, hub_id: str) -> None:
-    """Raise CorpusError or ParameterError if the name of a corpus, which is no file or folder, can only be a path."""
-    name = p.corpus_path or p.corpus
-    if not name.strip():
-        raise CorpusError(f"corpus: is empty; name {PYTHON_DOCS}, a data set of the Hub, or a local file or folder")
-    if (link := Path(name).expanduser()).is_symlink():
-        raise CorpusError(f"corpus: {name!r} is a link to {os.readlink(link)!r}, which does not exist; put it back")
-    if p.corpus_path:
-        raise ParameterError(f"corpus_path: {p.corpus_path!r} does not exist; point it at a local copy of {hub_id}")
-    if Path(name).is_absolute() or name[0] in ".~" or name.count("/") > 1 or _kind(Path(name)):
-        raise CorpusError(f"corpus: {name!r} does not exist; put it back, or name another file or folder")
-
-
-def _load_dataset(p: CorpusParams) -> tuple[list[str | None], list[str | None] | None, str, list[str]]:
+def _read(p: CorpusParams) -> tuple[list[str | None], list[str | None] | None, str, list[str]]:
     """Training documents, held-out documents if the data set has its own, where they are from, and what is to be said."""
+    if p.corpus == PYTHON_DOCS:
+        python = f"{platform.python_implementation()} {platform.python_version()}"
+        return list(python_docs()), None, f"documentation of {python}", []
     hub_id, train_splits, heldout_split = HUB_CORPORA.get(p.corpus, (p.corpus, ("train",), ""))
-    notes: list[str] = []
-    splits: Mapping[str, Any]
-    if location := _location(p):
-        splits, notes = _files(location)
-    else:
-        _check_is_of_the_hub(p, hub_id)
-        splits = _hub(hub_id)
+    location = _location(p)
+    splits, notes = _files(location) if location else (_hub(p, hub_id), [])
     heldout_split = heldout_split or next((s for s in ("test", "validation") if s in splits), "")
     used = [*train_splits, *filter(None, [heldout_split])]
     if missing := [s for s in used if s not in splits]:
-        raise CorpusError(
-            f"corpus: {str(location or hub_id)!r} has no split {', '.join(missing)}; it has {', '.join(splits)}. "
-            "Add its files, or name one file"
-        )
+        fault = f"has no split {', '.join(missing)}; it has {', '.join(splits)}. Add its files, or name one file"
+        raise CorpusError(f"corpus: {str(location or hub_id)!r} {fault}")
     if unused := [s for s in splits if s not in used and p.corpus not in HUB_CORPORA]:
         notes = [f"split {', '.join(unused)} left out", *notes]
     units: dict[str, None] = {}
@@ -237,8 +211,17 @@ def _load_dataset(p: CorpusParams) -> tuple[list[str | None], list[str | None] |
     return [text for s in train_splits for text in read[s]], read.get(heldout_split), origin, notes
 
 
-def _hub(hub_id: str) -> Mapping[str, Any]:
+def _hub(p: CorpusParams, hub_id: str) -> Any:
     """The splits of a data set of the Hub, kept where its client keeps all downloads (HF_HOME)."""
+    name = p.corpus_path or p.corpus
+    if not name.strip():
+        raise CorpusError(f"corpus: is empty; name {PYTHON_DOCS}, a data set of the Hub, or a local file or folder")
+    if (link := Path(name).expanduser()).is_symlink():
+        raise CorpusError(f"corpus: {name!r} is a link to {os.readlink(link)!r}, which does not exist; put it back")
+    if p.corpus_path:
+        raise ParameterError(f"corpus_path: {p.corpus_path!r} does not exist; point it at a local copy of {hub_id}")
+    if Path(name).is_absolute() or name[0] in ".~" or name.count("/") > 1 or _kind(Path(name)):
+        raise CorpusError(f"corpus: {name!r} does not exist; put it back, or name another file or folder")
     import datasets  # a second of imports that local corpora do without
 
     datasets.disable_progress_bars()
@@ -247,9 +230,8 @@ def _hub(hub_id: str) -> Mapping[str, Any]:
         return datasets.load_dataset(hub_id)
     except Exception as error:  # the Hub client, parsers and the file system each raise their own
         raise CorpusError(
-            f"corpus: {hub_id!r} cannot be read ({first_line(error.__cause__ or error)}). "
-            f"Without a network set corpus_path to a local copy, or corpus to a local folder or file ({_KNOWN}), "
-            f"or corpus to {PYTHON_DOCS}"
+            f"corpus: {hub_id!r} cannot be read ({first_line(error.__cause__ or error)}). Without a network set corpus_path "
+            f"to a local copy, or corpus to a local folder or file ({_KNOWN}) or to {PYTHON_DOCS}"
         ) from error
 
 
@@ -282,39 +264,35 @@ def _kind(file: Path) -> str:
 def _files(location: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """Files of each split of a local corpus in the order they are read, and what to say of those left out."""
     if not location.is_dir():
-        fault = "" if location.is_file() else "is neither a file nor a folder"
-        if not fault and not _kind(location):
-            fault = f"cannot be read (unknown type of file {location.suffix!r})"
-        if fault or not location.stat().st_size:
-            raise CorpusError(f"corpus: {str(location)!r} {fault or 'is empty'}; name a file or folder ({_KNOWN})")
+        if not location.is_file():
+            raise CorpusError.of(location, "is neither a file nor a folder; name one")
+        if not _kind(location):
+            fault = f"cannot be read (unknown type of file {location.suffix!r}); name a file or folder of {_KNOWN}"
+            raise CorpusError.of(location, fault)
+        if not location.stat().st_size:
+            raise CorpusError.of(location, "is empty; name another file or folder")
         return {"train": [location]}, []
     try:
         files, others = _walk(location)
         splits = _named_by_card(location, files) or _named_by_files(location, files)
     except OSError as error:
-        raise CorpusError(f"corpus: {str(location)!r} cannot be read ({error}); check its permissions") from error
+        raise CorpusError.of(location, f"cannot be read ({error}); check its permissions") from error
     chosen = {f for split in splits.values() for f in split}
     left_out = sorted(f.relative_to(location).as_posix() for f in {*files, *others} - chosen)
     names = os.fsencode(", ".join(left_out[:3])).decode("utf-8", "replace") + ", …" * (len(left_out) > 3)
     if not chosen:
-        raise CorpusError(
-            f"corpus: {str(location)!r} cannot be read or is empty: it holds {f'only {names}' if names else 'no file'}; "
-            f"name a file or folder of documents ({_KNOWN})"
-        )
+        fault = f"cannot be read or is empty: it holds {f'only {names}' if names else 'no file'}"
+        raise CorpusError.of(location, f"{fault}; name a file or folder of {_KNOWN}")
     return splits, [f"{len(left_out):,} file{'s' * (len(left_out) > 1)} left out ({names})"] if left_out else []
 
 
 def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Files of documents below a folder in sorted order, and what else lies there, linked folders among it.
-
-    Hidden files, READMEs, licences and what `datasets` writes beside its files are in neither.
-    """
+    """Files of documents below a folder in sorted order, and what else lies there but for hidden files and `_ABOUT`."""
 
     def stop(error: OSError) -> None:
         raise error
 
-    files: list[Path] = []
-    others: list[Path] = []
+    files, others = list[Path](), list[Path]()
     for name, folders, names in os.walk(folder, onerror=stop):
         here, saved = Path(name), None
         folders[:] = [n for n in folders if not n.startswith(".")]
@@ -326,7 +304,7 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
             if not (_kind(file) if saved is None else file.name in saved):
                 others.append(file)
             elif not file.is_file():
-                raise CorpusError(f"corpus: {str(file)!r} is no file but a broken link or a device; remove it")
+                raise CorpusError.of(file, "is no file but a broken link or a device; remove it")
             else:
                 (files if file.stat().st_size else others).append(file)
     return sorted(files, key=lambda f: f.relative_to(folder).as_posix()), others
@@ -338,9 +316,9 @@ def _saved_files(folder: Path) -> set[str]:
         names = {item["filename"] for item in json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]}
         missing = sorted(n for n in names if not (folder / n).is_file())
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorpusError(f"corpus: {str(folder / 'state.json')!r} cannot be read ({first_line(error)})") from error
+        raise CorpusError.of(folder / "state.json", f"cannot be read ({first_line(error)})") from error
     if missing:
-        raise CorpusError(f"corpus: {str(folder)!r} lacks {missing[0]!r} of its state.json; save the data set again")
+        raise CorpusError.of(folder, f"lacks {missing[0]!r} of its state.json; save the data set again")
     return names
 
 
@@ -367,24 +345,19 @@ def _named_by_card(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]
             path = os.path.join(configs[name].get("data_dir", ""), pattern)
             found = {os.path.normpath(n) for n in glob.iglob(path, root_dir=folder, recursive=True)} & known.keys()
             if not found:
-                raise ValueError(
-                    f"its files {path!r} of split {split} are not there, outside its folder, or of unknown type"
-                )
+                raise ValueError(f"{path!r} of split {split} are not there, outside its folder, or of unknown type")
             splits[split] = sorted({*splits.get(split, ()), *(known[n] for n in found)})
     except Exception as error:  # of YAML and of those who check it
-        raise CorpusError(
-            f"corpus: {str(card)!r} cannot be read ({first_line(error)}); mend it, or name a folder or file below it"
-        ) from error
+        fault = f"cannot be read ({first_line(error)}); mend it, or name a folder or file below it"
+        raise CorpusError.of(card, fault) from error
     return splits
 
 
 def _named_by_files(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """Files of each split as folders and files are named; all of them "train" if none is named after a split."""
     if (folder / f"{folder.name}.py").exists():
-        raise CorpusError(
-            f"corpus: {str(folder)!r} cannot be read (its script makes its documents, and code of a data set never runs); "
-            "save them as .jsonl or .parquet"
-        )
+        fault = "cannot be read (its script makes its documents, and code of a data set never runs)"
+        raise CorpusError.of(folder, f"{fault}; save them as .jsonl or .parquet")
     splits: dict[str, list[Path]] = {}
     for file in files:
         folders = (_SPLITS.get(name.casefold()) for name in file.relative_to(folder).parts[:-1])
@@ -392,11 +365,10 @@ def _named_by_files(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]
     if not splits.keys() & set(_SPLITS.values()):
         return {"train": list(files)} if files else {}
     if unnamed := splits.get(""):
-        raise CorpusError(
-            f"corpus: {str(folder)!r} has files of the splits {', '.join(filter(None, splits))} and {len(unnamed):,} of "
-            f"none ({', '.join(f.name for f in unnamed[:3])}); put every file in a folder train, test or validation, or rename "
-            "those that are named after a split"
-        )
+        names = ", ".join(f.name for f in unnamed[:3])
+        found = f"{', '.join(filter(None, splits))} and {len(unnamed):,} of none ({names})"
+        advice = "put every file in a folder train, test or validation, or rename those that are named after a split"
+        raise CorpusError.of(folder, f"has files of the splits {found}; {advice}")
     return splits
 
 
@@ -409,10 +381,7 @@ def _named_split(file: Path) -> str:
 
 
 def _documents(files: Sequence[Path], p: CorpusParams, units: dict[str, None]) -> list[str | None]:
-    """Documents of a split's files in order, missing ones as None; `units` collects what a document of .txt was.
-
-    Raises CorpusError or ParameterError naming the file, and where it can the row.
-    """
+    """Documents of a split's files in order, missing ones as None; `units` collects what a document of .txt was."""
     alone = sum(_kind(f) == "txt" for f in files) == 1
     texts: list[str | None] = []
     for file in files:
@@ -433,14 +402,11 @@ def _documents(files: Sequence[Path], p: CorpusParams, units: dict[str, None]) -
         except (CorpusError, ParameterError):
             raise
         except UnicodeError as error:
-            raise CorpusError(
-                f"corpus: {str(file)!r} is not UTF-8 ({first_line(error)}); write it again as UTF-8, "
-                "for example with iconv -f ENCODING -t UTF-8, where ENCODING is LATIN1 or UTF-16LE"
-            ) from error
+            advice = "write it again as UTF-8, for example with iconv -f ENCODING -t UTF-8, ENCODING being LATIN1 or UTF-16LE"
+            raise CorpusError.of(file, f"is not UTF-8 ({first_line(error)}); {advice}") from error
         except Exception as error:  # parsers, decompressors and the file system each raise their own
-            raise CorpusError(
-                f"corpus: {str(file)!r} cannot be read ({first_line(error)}); mend it, or name another file or folder ({_KNOWN})"
-            ) from error
+            fault = f"cannot be read ({first_line(error)}); mend it, or name another file or folder ({_KNOWN})"
+            raise CorpusError.of(file, fault) from error
     return texts
 
 
@@ -466,51 +432,41 @@ def _csv_texts(stream: TextIO, file: Path, delimiter: str, column: str) -> Itera
             is_text = is_text or not _NUMBER.fullmatch(row[index])
             yield row[index]
     except csv.Error as error:
-        raise CorpusError(
-            f"corpus: {str(file)!r}, line {rows.line_num}: {error}; put a field with {'tabs' if delimiter != ',' else 'commas'}, "
-            'quotes or line breaks in double quotes, write a quote within it as "", and end no row in a separator'
+        raise ValueError(
+            f"line {rows.line_num}: {error}; put fields with separators, quotes or line breaks in double quotes, write a "
+            'quote within them as "", and end no row in a separator'
         ) from error
     if number and not is_text:
         raise ParameterError(f"text_column: column {column!r} of {str(file)!r} holds numbers, not text")
 
 
 def _json_texts(stream: TextIO, file: Path, whole: bool, column: str) -> Iterator[str | None]:
-    """Texts of JSON lines or, if `whole`, of lists of objects or objects one after the other."""
     names: dict[str, None] = {}
-    for number, row in enumerate(_json_values(stream.read()) if whole else _json_lines(stream), 1):
-        if isinstance(row, str):  # as `datasets` does
-            row = {"text": row}
-        if not isinstance(row, dict):
-            raise ParameterError(f"text_column: {str(file)!r}, row {number} is {type(row).__name__}, not an object")
+    for number, row in enumerate(_json_rows(stream, whole), 1):
+        row = row if isinstance(row, dict) else {"text": row}  # as `datasets` does
         names.update(dict.fromkeys(row))
         text = row.get(column)
         if not isinstance(text, str | None):
-            raise ParameterError(
-                f"text_column: {str(file)!r}, row {number}: column {column!r} holds {type(text).__name__}, not text"
-            )
+            kind = type(text).__name__
+            raise ParameterError(f"text_column: {str(file)!r}, row {number}: column {column!r} holds {kind}, not text")
         if text and _SURROGATE.search(text):
-            raise CorpusError(
-                f"corpus: {str(file)!r}, row {number} holds half of a surrogate pair, which is no character"
-            )
+            raise CorpusError.of(file, f"holds half of a surrogate pair in row {number}, which is no character")
         yield text
     if names:
         _check_column(column, list(names), repr(str(file)))
 
 
-def _json_lines(stream: TextIO) -> Iterator[Any]:
-    for number, line in enumerate(stream, 1):
-        if line.strip():
+def _json_rows(stream: TextIO, whole: bool) -> Iterator[Any]:
+    """Values of JSON lines or, if `whole`, of a list or of values one after the other."""
+    decode, space = json.JSONDecoder().raw_decode, re.compile(r"\s*")
+    for number, text in enumerate(map(str.rstrip, [stream.read()] if whole else stream)):
+        position = 0
+        while position < len(text):
             try:
-                yield json.loads(line)
+                value, position = decode(text, space.match(text, position).end())  # type: ignore[union-attr]
             except json.JSONDecodeError as error:
-                raise ValueError(f"line {number}: {error.msg} at character {error.pos}") from error
-
-
-def _json_values(text: str) -> Iterator[Any]:
-    position, space = 0, re.compile(r"\s*")
-    while (position := space.match(text, position).end()) < len(text):  # type: ignore[union-attr]
-        value, position = json.JSONDecoder().raw_decode(text, position)
-        yield from value if isinstance(value, list) else [value]
+                raise ValueError(f"line {number + error.lineno}: {error.msg} at character {error.colno}") from error
+            yield from value if whole and isinstance(value, list) else [value]
 
 
 def _column_texts(file: Path, column: str) -> Iterator[str | None]:
@@ -518,17 +474,16 @@ def _column_texts(file: Path, column: str) -> Iterator[str | None]:
     import pyarrow as pa
 
     with pa.memory_map(str(file)) as source:
-        schema, batches = _parquet(file, source, column) if _kind(file) else _arrow(source)
-        _check_column(column, schema.names, repr(str(file)))
-        for texts in _bounded(file, (batch.column(column) for batch in batches), _column_bytes):
+        for batch in (_parquet if _kind(file) else _arrow)(file, source, column):
+            texts = batch.column(column)
             texts = texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts
             if str(texts.type) not in ("string", "large_string", "null"):
                 raise ParameterError(f"text_column: column {column!r} of {str(file)!r} holds {texts.type}, not text")
             yield from texts.to_pylist()
 
 
-def _parquet(file: Path, source: Any, column: str) -> tuple[Any, Iterator[Any]]:
-    """Schema of a Parquet file and its batches of `column`, whose dictionary is kept apart so that it can be measured.
+def _parquet(file: Path, source: Any, column: str) -> Iterator[Any]:
+    """Batches of `column`, once it was measured with its dictionary kept apart.
 
     The columns' own metadata would say what they expand to, but PyArrow ends the process where they are damaged.
     """
@@ -537,30 +492,36 @@ def _parquet(file: Path, source: Any, column: str) -> tuple[Any, Iterator[Any]]:
     plain = pq.ParquetFile(source)
     if not plain.metadata.num_rows:
         raise ValueError("it has no rows")
+    _check_column(column, plain.schema_arrow.names, repr(str(file)))
     groups = (plain.metadata.row_group(i) for i in range(plain.num_row_groups))
     for _ in _bounded(file, groups, lambda g: max(g.total_byte_size, 8 * g.num_rows * g.num_columns)):
         pass
-    texts = [column] if any(c.path == column and c.physical_type == "BYTE_ARRAY" for c in plain.schema) else []
-    parquet = pq.ParquetFile(source, read_dictionary=texts)
-    return parquet.schema_arrow, parquet.iter_batches(columns=[column])
+    apart = pq.ParquetFile(source, read_dictionary=[c.path for c in plain.schema if c.physical_type == "BYTE_ARRAY"])
+    chunks = (c for i in range(apart.num_row_groups) for c in apart.read_row_group(i, [column]).column(0).chunks)
+    for _ in _bounded(file, (c for c in chunks if hasattr(c, "dictionary")), _dictionary_bytes):
+        pass
+    yield from plain.iter_batches(columns=[column])
 
 
-def _arrow(source: Any) -> tuple[Any, Iterator[Any]]:
-    """Schema and batches of an Arrow stream. Raises ValueError for batches that cannot be measured before they expand."""
+def _arrow(file: Path, source: Any, column: str) -> Iterator[Any]:
+    """Batches of an Arrow stream. Raises ValueError for those that cannot be measured before they expand."""
     import pyarrow as pa
 
     if not all(map(_is_plain, pa.ipc.MessageReader.open_stream(source))):
         raise ValueError("its batches are compressed or have dictionaries; write it again without them, or as .parquet")
     source.seek(0)
     stream = pa.ipc.open_stream(source)
-    return stream.schema, filter(lambda b: b.validate(full=True) is None, stream)  # offsets may point anywhere
+    _check_column(column, stream.schema.names, repr(str(file)))
+    for batch in _bounded(file, stream, lambda b: 8 * b.num_rows * b.num_columns):
+        batch.validate(full=True)  # offsets of a stranger may point anywhere
+        yield batch
 
 
 def _is_plain(message: Any) -> bool:
     """Whether a message is a schema, or a batch that names no codec: PyArrow tells of one only once it has expanded it.
 
-    Tables of flatbuffers, each with the positions of its fields: header is field 2 of Message, compression field 3 of
-    RecordBatch (Message.fbs of the Arrow format), which comes last but for one that `save_to_disk` does not write.
+    Flatbuffers list where a table's fields are: the header is field 2 of Message, a codec field 3 of RecordBatch, after
+    which only fields of types come that `save_to_disk` does not write (Message.fbs of the Arrow format).
     """
 
     def number(kind: str, position: int) -> int:
@@ -574,12 +535,11 @@ def _is_plain(message: Any) -> bool:
     return number("<H", batch - number("<i", batch)) <= 10
 
 
-def _column_bytes(texts: Any) -> int:
-    """Bytes that a column takes in memory besides those that lie in its file: what its dictionary stands for."""
+def _dictionary_bytes(texts: Any) -> int:
+    """Bytes of what the dictionary of a column stands for."""
     import pyarrow.compute as pc
 
-    lengths = pc.binary_length(texts.dictionary).take(texts.indices) if hasattr(texts, "dictionary") else None
-    return 8 * len(texts) + (lengths.sum().as_py() or 0 if lengths else 0)
+    return pc.sum(pc.binary_length(texts.dictionary).take(texts.indices)).as_py() or 0
 
 
 def _bounded(file: Path, pieces: Iterable[Any], n_bytes: Callable[[Any], int]) -> Iterator[Any]:
@@ -588,23 +548,19 @@ def _bounded(file: Path, pieces: Iterable[Any], n_bytes: Callable[[Any], int]) -
     limit = max(MAX_EXPANSION * size, MIN_BOMB_BYTES)
     for piece in pieces:
         if (expanded := expanded + n_bytes(piece)) > limit:
-            raise CorpusError(
-                f"corpus: {str(file)!r} has {size:,} bytes and expands to over {limit:,}, as no text does; "
-                "it is not read. If you trust it, write it again as plain .jsonl"
-            )
+            fault = f"has {size:,} bytes and expands to over {limit:,}, as no text does; it is not read"
+            raise CorpusError.of(file, f"{fault}. If you trust it, write it again as plain .jsonl")
         yield piece
 
 
-@contextmanager
-def _text_stream(file: Path, newline: str | None) -> Iterator[TextIO]:
+def _text_stream(file: Path, newline: str | None) -> TextIO:
     """The characters of a file of UTF-8, or of UTF-16 that says so by a byte-order mark, which is left out."""
-    unpacked = _OPEN.get(file.suffix.casefold())
-    with (unpacked or open)(file, "rb") as stream:
+    opened = _OPEN.get(file.suffix.casefold(), open)
+    with opened(file, "rb") as stream:
         start = stream.read(1000)
-        for _ in _bounded(file, iter(lambda: stream.read(2**20), b""), len) if unpacked else ():
+        for _ in _bounded(file, iter(lambda: stream.read(2**20), b""), len) if opened is not open else ():
             pass
-        stream.seek(0)
-        encoding = next((e for mark, e in _MARKS.items() if start.startswith(mark)), "utf-8")
-        if encoding == "utf-8" and start.count(0) > len(start) // 4:
-            raise UnicodeError("it looks like UTF-16 without a byte-order mark")
-        yield io.TextIOWrapper(stream, encoding, newline=newline)
+    encoding = next((e for mark, e in _MARKS.items() if start.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and start.count(0) > len(start) // 4:
+        raise UnicodeError("it looks like UTF-16 without a byte-order mark")
+    return opened(file, "rt", encoding=encoding, newline=newline)

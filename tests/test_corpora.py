@@ -466,7 +466,7 @@ def test_fields_are_text_as_they_stand(tmp_path):
 def test_json_that_holds_no_texts_is_refused_with_its_row(tmp_path):
     for text, said in (
         ('{"text": "a"}\n{"text": 3}\n', "row 2: column 'text' holds int"),
-        ('{"text": "a"}\n[1]\n', "row 2 is list"),
+        ('{"text": "a"}\n[1]\n', "row 2: column .text. holds list"),
         ('{"text": "a"}\n{"text": \n', "line 2: Expecting value"),
         ('{"body": "a"}\n{"title": "b"}\n', "no column 'text'; it has body, title"),
         ('{"text":' * 5000, "recursion"),
