@@ -15,7 +15,6 @@ import platform
 import re
 import struct
 import sysconfig
-import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -248,7 +247,7 @@ def _texts(split: Any, column: str) -> list[str | None]:
 
 def _check_column(column: str, names: Sequence[str], source: str) -> None:
     if names.count(column) != 1:
-        found, known = "several columns" if column in names else "no column", textwrap.shorten(", ".join(names), 300)
+        found, known = "several columns" if column in names else "no column", ", ".join(names)[:300]
         raise ParameterError(f"text_column: {source} has {found} {column!r}; it has {known}")
 
 
@@ -266,11 +265,9 @@ def _files(location: Path) -> tuple[dict[str, list[Path]], list[str]]:
     if not location.is_dir():
         if not location.is_file():
             raise CorpusError.of(location, "is neither a file nor a folder; name one")
-        if not _kind(location):
-            fault = f"cannot be read (unknown type of file {location.suffix!r}); name a file or folder of {_KNOWN}"
-            raise CorpusError.of(location, fault)
-        if not location.stat().st_size:
-            raise CorpusError.of(location, "is empty; name another file or folder")
+        fault = "" if _kind(location) else f"cannot be read (unknown type of file {location.suffix!r})"
+        if fault or not location.stat().st_size:
+            raise CorpusError.of(location, f"{fault or 'is empty'}; name a file or folder of {_KNOWN}")
         return {"train": [location]}, []
     try:
         files, others = _walk(location)
@@ -360,8 +357,10 @@ def _named_by_files(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]
         raise CorpusError.of(folder, f"{fault}; save them as .jsonl or .parquet")
     splits: dict[str, list[Path]] = {}
     for file in files:
-        folders = (_SPLITS.get(name.casefold()) for name in file.relative_to(folder).parts[:-1])
-        splits.setdefault(next(filter(None, folders), _named_split(file)), []).append(file)
+        below = file.relative_to(folder).parent
+        own = _named_split(file) if _kind(file) else below.name  # `save_to_disk` names a folder after its split
+        known = [_SPLITS[name] for name in map(str.casefold, below.parts) if name in _SPLITS]
+        splits.setdefault([*known, own][0], []).append(file)
     if not splits.keys() & set(_SPLITS.values()):
         return {"train": list(files)} if files else {}
     if unnamed := splits.get(""):
@@ -374,10 +373,9 @@ def _named_by_files(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]
 
 def _named_split(file: Path) -> str:
     """The split that a file's own name says it is, or a shard of: train.csv, test-00000-of-00002.parquet."""
-    if not (match := _FILE.fullmatch(file.name)):
-        return ""
-    stem = match["stem"].casefold()
-    return _SPLITS.get(stem, stem if "-of-" in match["shard"] else "")
+    match = _FILE.fullmatch(file.name.casefold())
+    stem = match["stem"] if match else ""
+    return _SPLITS.get(stem, stem if match and "-of-" in match["shard"] else "")
 
 
 def _documents(files: Sequence[Path], p: CorpusParams, units: dict[str, None]) -> list[str | None]:
@@ -432,10 +430,10 @@ def _csv_texts(stream: TextIO, file: Path, delimiter: str, column: str) -> Itera
             is_text = is_text or not _NUMBER.fullmatch(row[index])
             yield row[index]
     except csv.Error as error:
-        raise ValueError(
-            f"line {rows.line_num}: {error}; put fields with separators, quotes or line breaks in double quotes, write a "
-            'quote within them as "", and end no row in a separator'
-        ) from error
+        advice = (
+            'quote fields with separators, quotes ("") or line breaks in double quotes, and end no row in a separator'
+        )
+        raise ValueError(f"line {rows.line_num}: {error}; {advice}") from error
     if number and not is_text:
         raise ParameterError(f"text_column: column {column!r} of {str(file)!r} holds numbers, not text")
 
@@ -483,10 +481,7 @@ def _column_texts(file: Path, column: str) -> Iterator[str | None]:
 
 
 def _parquet(file: Path, source: Any, column: str) -> Iterator[Any]:
-    """Batches of `column`, once it was measured with its dictionary kept apart.
-
-    The columns' own metadata would say what they expand to, but PyArrow ends the process where they are damaged.
-    """
+    """Batches of `column`, once it was measured with its dictionary kept apart."""
     import pyarrow.parquet as pq
 
     plain = pq.ParquetFile(source)
@@ -496,6 +491,7 @@ def _parquet(file: Path, source: Any, column: str) -> Iterator[Any]:
     groups = (plain.metadata.row_group(i) for i in range(plain.num_row_groups))
     for _ in _bounded(file, groups, lambda g: max(g.total_byte_size, 8 * g.num_rows * g.num_columns)):
         pass
+    # the columns' own metadata would say which have dictionaries, but PyArrow ends the process where they are damaged
     apart = pq.ParquetFile(source, read_dictionary=[c.path for c in plain.schema if c.physical_type == "BYTE_ARRAY"])
     chunks = (c for i in range(apart.num_row_groups) for c in apart.read_row_group(i, [column]).column(0).chunks)
     for _ in _bounded(file, (c for c in chunks if hasattr(c, "dictionary")), _dictionary_bytes):

@@ -290,6 +290,13 @@ def test_data_sets_that_were_saved_to_disk_are_read(tmp_path):
     assert list(corpus.heldout) == known["test"]["text"][:] and sorted(corpus.train) == sorted(
         known["train"]["text"][:]
     )
+    more = datasets.DatasetDict(train=whole, unsupervised=whole.select(range(5)))
+    more.save_to_disk(tmp_path / "more")
+    corpus = load(tmp_path / "more")
+    assert "split unsupervised left out" in corpus.description and len(corpus.train) + len(corpus.heldout) == 50
+    (tmp_path / "more").rename(tmp_path / "test")  # what a folder is called says nothing of what it holds
+    assert len(load(tmp_path / "test" / "unsupervised").train) == 4
+    assert len(load(tmp_path / "test").train) == 45
     next((tmp_path / "[a] *").glob("data-00001*")).unlink()
     with pytest.raises(CorpusError, match=r"lacks 'data-00001-of-00002.arrow'"):
         load(tmp_path / "[a] *")
