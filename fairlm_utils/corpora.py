@@ -251,9 +251,6 @@ def _check_column(column: str, names: Sequence[str], source: str) -> None:
         raise ParameterError(f"text_column: {source} has {found} {column!r}; it has {known}")
 
 
-# Local files
-
-
 def _kind(file: Path) -> str:
     """What a file holds by its name, "" if such files are not read."""
     match = _FILE.fullmatch(file.name)

@@ -248,6 +248,9 @@ def test_the_card_of_a_folder_in_the_layout_of_the_hub_names_its_files(tmp_path)
     assert "1 file left out (e.txt)" in corpus.description
     card(folder, "configs:\n- config_name: x\n  data_files: d/*")
     assert words(load(folder)) == {"a", "b", "c"}
+    for pattern in ("'**'", "./d/../*/*"):  # the card itself and folders are no documents
+        card(folder, f"configs:\n- config_name: x\n  data_files: {pattern}")
+        assert words(load(folder)) == ({"a", "b", "c", "e"} if pattern == "'**'" else {"a", "b", "c"})
     card(folder, "license: mit")
     assert "e" in words(load(folder))
 
@@ -257,6 +260,7 @@ def test_the_card_of_a_folder_in_the_layout_of_the_hub_names_its_files(tmp_path)
     [
         ("[{config_name: x, data_files: ../secret.jsonl}]", "outside its folder"),
         ("[{config_name: x, data_files: d/../../secret.jsonl}]", "outside its folder"),
+        ("[{config_name: x, data_files: ['d/a*', ../secret.jsonl]}]", "outside its folder"),
         ("[{config_name: x, data_files: 'https://example.org/x.jsonl'}]", "split train are not there"),
         ("[{config_name: x, data_files: gone*}]", "split train are not there"),
         ("[{config_name: x, data_dir: '..', data_files: secret.jsonl}]", "outside its folder"),
