@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ast
 import bz2
-import codecs
 import csv
 import glob
 import gzip
 import hashlib
-import io
 import json
 import lzma
 import os
@@ -18,11 +16,10 @@ import re
 import struct
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -39,12 +36,14 @@ MIN_CHARACTERS = 80
 _NOT_LIBRARY = {
     "test", "tests", "site-packages", "dist-packages", "idlelib", "turtledemo", "lib2to3", "ensurepip", "__pycache__",
 }  # fmt: skip
-_KINDS = ("parquet", "arrow", "csv", "tsv", "jsonl", "ndjson", "json", "txt")
+#: Names of files that are read, in small or capital letters, and their description in messages.
+_FILE = re.compile(
+    r"(?P<stem>.*?)(?P<shard>[-_.]\d{5}-of-\d{5}(?:-[0-9a-f]+)?|[-_.]?\d*)"
+    r"\.(?P<kind>parquet|csv|tsv|jsonl|json|txt)(?:(?<!parquet)\.(?:gz|bz2|xz))?",
+    re.IGNORECASE | re.DOTALL,
+)
+_KNOWN = ".parquet, or .csv, .tsv, .jsonl, .json, .txt, also packed as .gz, .bz2, .xz"
 _OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_PACKED = {*_OPEN, ".zst"}
-#: What is read by name, in small or capital letters, and its description in messages.
-_FILE = re.compile(rf"(?P<stem>.*)\.(?P<kind>{'|'.join(_KINDS)})(?:\.(?:gz|bz2|xz|zst))?", re.IGNORECASE | re.DOTALL)
-_KNOWN = f".{', .'.join(_KINDS)}, also packed as {', '.join(sorted(_PACKED))}"
 #: What says something about documents and is none.
 _ABOUT = re.compile(r"(readme|licen[cs]e)(\.(md|txt|rst))?|dataset_(info|infos|dict)\.json", re.IGNORECASE)
 #: Names of splits as the Hub's libraries know them.
@@ -53,24 +52,19 @@ _SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-_SHARD = re.compile(r"(.+?)[-_.]\d{5}-of-\d{5}(?:-[0-9a-f]+)?")
 _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d+)?\s*|")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MARKS = {  # the longer first: that of UTF-32 begins as that of UTF-16 does
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-
-
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 #: No text expands more than this many times when it is unpacked; smaller than this many bytes, a file may.
 MAX_EXPANSION, MIN_BOMB_BYTES = 100, 2**29
 
 
 class CorpusError(RuntimeError):
     """A corpus that cannot be found or read; the message says which parameter to set."""
+
+    @classmethod
+    def of(cls, path: Path, fault: str) -> CorpusError:
+        return cls(f"corpus: {str(path)!r} {fault}")
 
 
 @dataclass(frozen=True)
@@ -90,11 +84,11 @@ def load_corpus(p: CorpusParams) -> Corpus:
     The held-out split is the data set's own test split (else its validation split), else a seeded share of the
     documents. Of local files nothing is copied or cached on the disk.
 
-    **Which files.** One file, or every file below a folder in sorted order: .parquet, .arrow (of `save_to_disk`), .csv,
-    .tsv, .jsonl, .ndjson, .json and .txt, each also packed (.gz, .bz2, .xz, .zst). `description` names what is left out:
-    other files, empty ones, linked folders; hidden files, READMEs and licences aside. Splits are what the README.md of a
-    folder in the Hub's layout names (`configs`); else folders named train, test or validation (or as the Hub's libraries
-    abbreviate them, the outermost counts), and files with such a name alone or numbered (train.csv, test_1.txt,
+    **Which files.** One file, or every file below a folder in sorted order: .parquet, what `save_to_disk` wrote, and
+    .csv, .tsv, .jsonl, .json and .txt, also packed (.gz, .bz2, .xz). `description` names what is left out: other files,
+    empty ones, linked folders; hidden files, READMEs and licences aside. Splits are what the README.md of a folder in the
+    Hub's layout names (`configs`); else folders named train, test or validation (or as the Hub's libraries abbreviate
+    them, the outermost counts), and files with such a name alone or numbered (train.csv, test_1.txt,
     validation-00000-of-00002.parquet). Either all files belong to a split or none does.
 
     **What a document is.** A row's `text_column`, as text: "NA" and "null" are words, rows of CSV and TSV have as many
@@ -104,46 +98,28 @@ def load_corpus(p: CorpusParams) -> Corpus:
 
     Raises CorpusError or ParameterError if the corpus cannot be read, with the file, the row, or the parameter to set.
     """
-    notes: list[str] = []
-    train: list[Any]
-    heldout: list[Any] | None
-    if p.corpus == PYTHON_DOCS:
-        train, heldout = list(python_docs()), None
-        origin = f"documentation of {platform.python_implementation()} {platform.python_version()}"
-    else:
-        train, heldout, origin, notes = _load_dataset(p)
-    n_read = len(train) + len(heldout or ())
-    train = [text for text in train if text and not text.isspace()]
-    n_kept = len(train)
+    *read, origin, notes = _read(p)
+    train, heldout = ([t for t in split or () if t and not t.isspace()] for split in read)
+    n_dropped = sum(map(len, filter(None, read))) - len(train) - len(heldout)
     order = np.random.default_rng(p.data_seed).permutation(len(train))
-    if heldout is None:
+    if read[1] is None:
         n = max(1, round(p.heldout_fraction * len(train)))
         heldout, order = [train[i] for i in np.sort(order[:n])], order[n:]
-    else:
-        heldout = [text for text in heldout if text and not text.isspace()]
-        n_kept += len(heldout)
-        if p.max_documents:  # data sets may be sorted by label
-            heldout = [heldout[i] for i in np.random.default_rng(p.data_seed).permutation(len(heldout))]
+    elif p.max_documents:  # data sets may be sorted by label
+        heldout = [heldout[i] for i in np.random.default_rng(p.data_seed).permutation(len(heldout))]
     train = [train[i] for i in order]
-    if p.max_documents:
-        train, heldout = train[: p.max_documents], heldout[: p.max_documents]
+    train, heldout = train[: p.max_documents or None], heldout[: p.max_documents or None]
     if not train or not heldout:
-        raise CorpusError(
-            f"corpus: {p.corpus!r} has {len(train)} training and {len(heldout)} held-out documents; both are needed"
-            + (f" ({', '.join(notes)})" if notes else "")
-        )
-    characters = [sum(map(len, split)) for split in (train, heldout)]
-    description = (
-        f"{p.corpus} ({origin}): {len(train):,} training documents of {characters[0]:,} characters, "
-        f"{len(heldout):,} held-out documents of {characters[1]:,} characters"
-    )
-    if n_read > n_kept:
-        notes.append(f"{n_read - n_kept:,} empty or missing documents dropped")
+        found = f"{len(train)} training and {len(heldout)} held-out documents"
+        raise CorpusError(", ".join([f"corpus: {p.corpus!r} has {found}; both are needed", *notes]))
+    said = [f"{p.corpus} ({origin}): {len(train):,} training documents of {sum(map(len, train)):,} characters"]
+    said += [f"{len(heldout):,} held-out documents of {sum(map(len, heldout)):,} characters", *notes]
+    if n_dropped:
+        said.append(f"{n_dropped:,} empty or missing documents dropped")
     known = set(train)
     if n_both := sum(text in known for text in heldout):
-        notes.append(f"held-out documents that are also training documents: {n_both:,}")
-    description = ", ".join([description, *notes])
-    return Corpus(p.corpus, train, heldout, _fingerprint(train, heldout), description)
+        said.append(f"held-out documents that are also training documents: {n_both:,}")
+    return Corpus(p.corpus, train, heldout, _fingerprint(train, heldout), ", ".join(said))
 
 
 def source_state(p: CorpusParams) -> str:
@@ -179,37 +155,26 @@ def python_docs() -> Iterator[str]:
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
-        raise CorpusError(
-            "corpus: this Python came without pydoc_data; install its full standard library or choose another corpus"
-        ) from error
+        raise CorpusError("corpus: this Python came without pydoc_data; install it or choose another") from error
     texts = [*_docstrings(Path(sysconfig.get_path("stdlib"))), *(topics[key] for key in sorted(topics))]
     if len(texts) < 1000:
-        raise CorpusError(
-            "corpus: this Python came without the sources of its standard library; install them or choose another corpus"
-        )
+        raise CorpusError("corpus: this Python came without the sources of its library; install them or choose another")
     yield from (text for text in dict.fromkeys(texts) if len(text) >= MIN_CHARACTERS)
 
 
 def _docstrings(root: Path) -> Iterator[str]:
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if name not in _NOT_LIBRARY)
-        for name in sorted(files):
-            if name.endswith(".py"):
-                yield from _docstrings_of(Path(folder) / name)
-
-
-def _docstrings_of(path: Path) -> Iterator[str]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # about the library's code, which is only read here
-            tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # templates and files in other encodings
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
-            text := ast.get_docstring(node)
-        ):
-            yield text
+        for path in (Path(folder) / name for name in sorted(files) if name.endswith(".py")):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", SyntaxWarning)  # about the library's code, which is only read here
+                    nodes = list(ast.walk(ast.parse(path.read_bytes())))
+            except (SyntaxError, ValueError):  # templates and files in other encodings
+                continue
+            for node in nodes:
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                    yield from filter(None, [ast.get_docstring(node)])
 
 
 def _location(p: CorpusParams) -> Path | None:
@@ -219,63 +184,43 @@ def _location(p: CorpusParams) -> Path | None:
         location = Path(name).expanduser()
         return location if name.strip() and location.exists() else None
     except (OSError, RuntimeError) as error:  # no permission, no home
-        raise CorpusError(
-            f"corpus: {name!r} cannot be read ({first_line(error)}); name another file or folder"
-        ) from error
+        raise CorpusError(f"corpus: {name!r} cannot be read ({first_line(error)}); name another") from error
 
 
-def _check_is_not_missing(p: CorpusParams) -> None:
-    """Raise CorpusError or ParameterError if the name of a corpus, which is no file or folder, can only be a path."""
-    name = p.corpus_path or p.corpus
-    if not name.strip():
-        raise CorpusError(f"corpus: is empty; name {PYTHON_DOCS}, a data set of the Hub, or a local file or folder")
-    if Path(name).expanduser().is_symlink():
-        target = os.readlink(Path(name).expanduser())
-        raise CorpusError(f"corpus: {name!r} is a link to {target!r}, which does not exist; put it back")
-    if p.corpus_path:
-        hub_id = HUB_CORPORA.get(p.corpus, (p.corpus,))[0]
-        raise ParameterError(f"corpus_path: {p.corpus_path!r} does not exist; point it at a local copy of {hub_id}")
-    if _is_path(name):
-        raise CorpusError(f"corpus: {name!r} does not exist; put it back, or name another file or folder")
-
-
-def _is_path(name: str) -> bool:
-    """Whether the name of a corpus can only be a path: no data set of the Hub is named like that."""
-    return Path(name).is_absolute() or name[0] in ".~" or name.count("/") > 1 or bool(_FILE.fullmatch(name))
-
-
-def _load_dataset(p: CorpusParams) -> tuple[list[str | None], list[str | None] | None, str, list[str]]:
+def _read(p: CorpusParams) -> tuple[list[str | None], list[str | None] | None, str, list[str]]:
     """Training documents, held-out documents if the data set has its own, where they are from, and what is to be said."""
+    if p.corpus == PYTHON_DOCS:
+        python = f"{platform.python_implementation()} {platform.python_version()}"
+        return list(python_docs()), None, f"documentation of {python}", []
     hub_id, train_splits, heldout_split = HUB_CORPORA.get(p.corpus, (p.corpus, ("train",), ""))
     location = _location(p)
-    if not location:
-        _check_is_not_missing(p)
-    notes: list[str] = []
-    splits: Mapping[str, Any]
-    if location:
-        splits, notes = _files(location)
-    else:
-        splits = _hub(hub_id)
+    splits, notes = _files(location) if location else (_hub(p, hub_id), [])
     heldout_split = heldout_split or next((s for s in ("test", "validation") if s in splits), "")
-    used = [*train_splits, *([heldout_split] if heldout_split else [])]
+    used = [*train_splits, *filter(None, [heldout_split])]
     if missing := [s for s in used if s not in splits]:
-        raise CorpusError(
-            f"corpus: {str(location or hub_id)!r} has no split {', '.join(missing)}; it has {', '.join(splits)}. "
-            "Add its files, or name one file"
-        )
+        fault = f"has no split {', '.join(missing)}; it has {', '.join(splits)}. Add its files, or name one file"
+        raise CorpusError(f"corpus: {str(location or hub_id)!r} {fault}")
     if unused := [s for s in splits if s not in used and p.corpus not in HUB_CORPORA]:
         notes = [f"split {', '.join(unused)} left out", *notes]
     units: dict[str, None] = {}
     read = {s: _documents(splits[s], p, units) if location else _texts(splits[s], p.text_column) for s in used}
     if units:
         notes = [f"one document per {' or '.join(units)} of .txt", *notes]
-    train = [text for s in train_splits for text in read[s]]
     origin = hub_id if p.corpus in HUB_CORPORA else "local" if location else "Hub"
-    return train, read.get(heldout_split), origin, notes
+    return [text for s in train_splits for text in read[s]], read.get(heldout_split), origin, notes
 
 
-def _hub(hub_id: str) -> Mapping[str, Any]:
+def _hub(p: CorpusParams, hub_id: str) -> Any:
     """The splits of a data set of the Hub, kept where its client keeps all downloads (HF_HOME)."""
+    name = p.corpus_path or p.corpus
+    if not name.strip():
+        raise CorpusError(f"corpus: is empty; name {PYTHON_DOCS}, a data set of the Hub, or a local file or folder")
+    if (link := Path(name).expanduser()).is_symlink():
+        raise CorpusError(f"corpus: {name!r} is a link to {os.readlink(link)!r}, which does not exist; put it back")
+    if p.corpus_path:
+        raise ParameterError(f"corpus_path: {p.corpus_path!r} does not exist; point it at a local copy of {hub_id}")
+    if Path(name).is_absolute() or name[0] in ".~" or name.count("/") > 1 or _kind(Path(name)):
+        raise CorpusError(f"corpus: {name!r} does not exist; put it back, or name another file or folder")
     import datasets  # a second of imports that local corpora do without
 
     datasets.disable_progress_bars()
@@ -284,9 +229,8 @@ def _hub(hub_id: str) -> Mapping[str, Any]:
         return datasets.load_dataset(hub_id)
     except Exception as error:  # the Hub client, parsers and the file system each raise their own
         raise CorpusError(
-            f"corpus: {hub_id!r} cannot be read ({first_line(error.__cause__ or error)}). "
-            f"Without a network set corpus_path to a local copy, or corpus to a local folder or file ({_KNOWN}), "
-            f"or corpus to {PYTHON_DOCS}"
+            f"corpus: {hub_id!r} cannot be read ({first_line(error.__cause__ or error)}). Without a network set corpus_path "
+            f"to a local copy, or corpus to a local folder or file ({_KNOWN}) or to {PYTHON_DOCS}"
         ) from error
 
 
@@ -301,76 +245,62 @@ def _texts(split: Any, column: str) -> list[str | None]:
     return texts
 
 
-def _check_column(column: str, names: Sequence[str], source: str, hint: str = "") -> None:
+def _check_column(column: str, names: Sequence[str], source: str) -> None:
     if names.count(column) != 1:
-        found = "several columns" if column in names else "no column"
-        known = ", ".join(names)
-        raise ParameterError(
-            f"text_column: {source} has {found} {column!r}; it has {known[:300]}{'…' * (len(known) > 300)}{hint}"
-        )
+        found, known = "several columns" if column in names else "no column", ", ".join(names)[:300]
+        raise ParameterError(f"text_column: {source} has {found} {column!r}; it has {known}")
 
 
-# Local files
+def _kind(file: Path) -> str:
+    """What a file holds by its name, "" if such files are not read."""
+    match = _FILE.fullmatch(file.name)
+    return match["kind"].casefold() if match else ""
 
 
 def _files(location: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """Files of each split of a local corpus in the order they are read, and what to say of those left out."""
-    if location.is_file():
-        if not _FILE.fullmatch(location.name):
-            raise CorpusError(
-                f"corpus: {_shown(location)} cannot be read (unknown type of file {location.suffix!r}); name a file or "
-                f"folder of documents ({_KNOWN})"
-            )
-        if not location.stat().st_size:
-            raise CorpusError(f"corpus: {_shown(location)} is empty; name a file or folder of documents")
-        return {"train": [location]}, []
     if not location.is_dir():
-        raise CorpusError(f"corpus: {_shown(location)} is neither a file nor a folder; name one")
+        if not location.is_file():
+            raise CorpusError.of(location, "is neither a file nor a folder; name one")
+        fault = "" if _kind(location) else f"cannot be read (unknown type of file {location.suffix!r})"
+        if fault or not location.stat().st_size:
+            raise CorpusError.of(location, f"{fault or 'is empty'}; name a file or folder of {_KNOWN}")
+        return {"train": [location]}, []
     try:
         files, others = _walk(location)
-        splits = _named_by_card(location) or _named_by_files(location, files)
+        splits = _named_by_card(location, files) or _named_by_files(location, files)
     except OSError as error:
-        raise CorpusError(f"corpus: {_shown(location)} cannot be read ({error}); check its permissions") from error
+        raise CorpusError.of(location, f"cannot be read ({error}); check its permissions") from error
     chosen = {f for split in splits.values() for f in split}
     left_out = sorted(f.relative_to(location).as_posix() for f in {*files, *others} - chosen)
+    names = os.fsencode(", ".join(left_out[:3])).decode("utf-8", "replace") + ", …" * (len(left_out) > 3)
     if not chosen:
-        said = f"only {', '.join(left_out[:3])}" if left_out else "no file"
-        raise CorpusError(
-            f"corpus: {_shown(location)} cannot be read or is empty: it holds {said}; name a file or folder of documents "
-            f"({_KNOWN})"
-        )
-    if left_out:
-        names = _printable(", ".join(left_out[:3])) + (", …" if len(left_out) > 3 else "")
-        return splits, [f"{len(left_out):,} file{'s' * (len(left_out) > 1)} left out ({names})"]
-    return splits, []
+        fault = f"cannot be read or is empty: it holds {f'only {names}' if names else 'no file'}"
+        raise CorpusError.of(location, f"{fault}; name a file or folder of {_KNOWN}")
+    return splits, [f"{len(left_out):,} file{'s' * (len(left_out) > 1)} left out ({names})"] if left_out else []
 
 
 def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Files of documents below a folder in sorted order, and what else lies there, linked folders among it.
-
-    Hidden files, READMEs, licences and what `datasets` writes beside its files are in neither.
-    """
+    """Files of documents below a folder in sorted order, and what else lies there but for hidden files and `_ABOUT`."""
 
     def stop(error: OSError) -> None:
         raise error
 
-    files, others = [], []
+    files, others = list[Path](), list[Path]()
     for name, folders, names in os.walk(folder, onerror=stop):
-        here = Path(name)
+        here, saved = Path(name), None
         folders[:] = [n for n in folders if not n.startswith(".")]
         others += [here / n for n in folders if (here / n).is_symlink()]
-        of_datasets = "state.json" in names and any(n.endswith(".arrow") for n in names)
-        saved = _saved_files(here) if of_datasets else set(names)
-        for n in names:
-            file = here / n
-            if n.startswith(".") or _ABOUT.fullmatch(n) or (of_datasets and n == "state.json"):
-                continue
-            if not _FILE.fullmatch(n) or n not in saved or (file.is_file() and not file.stat().st_size):
+        if "state.json" in names and any(n.endswith(".arrow") for n in names):
+            saved = _saved_files(here)
+            names.remove("state.json")
+        for file in (here / n for n in names if not n.startswith(".") and not _ABOUT.fullmatch(n)):
+            if not (_kind(file) if saved is None else file.name in saved):
                 others.append(file)
-            elif file.is_file():
-                files.append(file)
+            elif not file.is_file():
+                raise CorpusError.of(file, "is no file but a broken link or a device; remove it")
             else:
-                raise CorpusError(f"corpus: {_shown(file)} is no file but a broken link or a device; remove it")
+                (files if file.stat().st_size else others).append(file)
     return sorted(files, key=lambda f: f.relative_to(folder).as_posix()), others
 
 
@@ -378,15 +308,16 @@ def _saved_files(folder: Path) -> set[str]:
     """The files of a data set that `save_to_disk` wrote: others beside them are caches of what was done with it."""
     try:
         names = {item["filename"] for item in json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]}
+        missing = sorted(n for n in names if not (folder / n).is_file())
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorpusError(f"corpus: {_shown(folder / 'state.json')} cannot be read ({first_line(error)})") from error
-    if missing := sorted(n for n in names if not (folder / n).is_file()):
-        raise CorpusError(f"corpus: {_shown(folder)} lacks {missing[0]!r} of its state.json; save the data set again")
+        raise CorpusError.of(folder / "state.json", f"cannot be read ({first_line(error)})") from error
+    if missing:
+        raise CorpusError.of(folder, f"lacks {missing[0]!r} of its state.json; save the data set again")
     return names
 
 
-def _named_by_card(folder: Path) -> dict[str, list[Path]]:
-    """Files of each split as the data set's README.md names them (`configs`, the Hub's layout), {} if it does not."""
+def _named_by_card(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Those of `files` in each split that the data set's README.md names (`configs`, the Hub's layout), {} if none."""
     card = folder / "README.md"
     if not card.is_file() or not card.read_bytes().startswith(b"---"):
         return {}
@@ -394,83 +325,65 @@ def _named_by_card(folder: Path) -> dict[str, list[Path]]:
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard
 
+    known = {f.relative_to(folder).as_posix(): f for f in files}
+    splits: dict[str, list[Path]] = {}
     try:
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
         if not configs:
             return {}
         if (name := configs.get_default_config_name()) is None:
             raise ValueError(f"it has the configurations {', '.join(configs)} and no default")
-        if not (globs := sanitize_patterns(configs[name].get("data_files", {}))):
+        if not (patterns := sanitize_patterns(configs[name].get("data_files", {}))):
             raise ValueError(f"its configuration {name} names no data_files")
-        root = folder / configs[name].get("data_dir", "")
-        splits = {
-            s: sorted({root / f for g in globs[s] for f in glob.glob(g, root_dir=root, recursive=True)}) for s in globs
-        }
-        splits = {split: [f for f in files if f.is_file()] for split, files in splits.items()}
-        if empty := [split for split, files in splits.items() if not files]:
-            raise ValueError(f"its files of split {', '.join(empty)} are not there")
-        for file in (f for files in splits.values() for f in files):
-            if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder)) or not _FILE.fullmatch(
-                file.name
-            ):
-                raise ValueError(f"it names {_shown(file)}, which is outside its folder or of an unknown type")
+        for split, pattern in ((s, pattern) for s, of_split in patterns.items() for pattern in of_split):
+            path = os.path.join(configs[name].get("data_dir", ""), pattern)
+            found = {os.path.normpath(n) for n in glob.iglob(path, root_dir=folder, recursive=True)} & known.keys()
+            if not found:
+                raise ValueError(f"{path!r} of split {split} are not there, outside its folder, or of unknown type")
+            splits[split] = sorted({*splits.get(split, ()), *(known[n] for n in found)})
     except Exception as error:  # of YAML and of those who check it
-        raise CorpusError(
-            f"corpus: {_shown(card)} cannot be read ({first_line(error)}); mend it, or name the folder or file of one configuration"
-        ) from error
+        fault = f"cannot be read ({first_line(error)}); mend it, or name a folder or file below it"
+        raise CorpusError.of(card, fault) from error
     return splits
 
 
 def _named_by_files(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """Files of each split as folders and files are named; all of them "train" if none is named after a split."""
     if (folder / f"{folder.name}.py").exists():
-        raise CorpusError(
-            f"corpus: {_shown(folder)} cannot be read (its documents are made by a script, {_printable(folder.name)}.py, and code "
-            "of a data set is never run); save them as .jsonl or .parquet"
-        )
+        fault = "cannot be read (its script makes its documents, and code of a data set never runs)"
+        raise CorpusError.of(folder, f"{fault}; save them as .jsonl or .parquet")
     splits: dict[str, list[Path]] = {}
     for file in files:
-        splits.setdefault(_split_of(file.relative_to(folder)), []).append(file)
+        below = file.relative_to(folder).parent
+        own = _named_split(file) if _kind(file) else below.name  # `save_to_disk` names a folder after its split
+        known = [_SPLITS[name] for name in map(str.casefold, below.parts) if name in _SPLITS]
+        splits.setdefault([*known, own][0], []).append(file)
     if not splits.keys() & set(_SPLITS.values()):
         return {"train": list(files)} if files else {}
-    if unnamed := splits.get("", []):
-        raise CorpusError(
-            f"corpus: {_shown(folder)} has files of the splits {', '.join(s for s in splits if s)} and {len(unnamed):,} of "
-            f"none ({', '.join(f.name for f in unnamed[:3])}); put every file in a folder train, test or validation, or rename "
-            "those that are named after a split"
-        )
+    if unnamed := splits.get(""):
+        names = ", ".join(f.name for f in unnamed[:3])
+        found = f"{', '.join(filter(None, splits))} and {len(unnamed):,} of none ({names})"
+        advice = "put every file in a folder train, test or validation, or rename those that are named after a split"
+        raise CorpusError.of(folder, f"has files of the splits {found}; {advice}")
     return splits
-
-
-def _split_of(file: Path) -> str:
-    for folder in file.parts[:-1]:
-        if split := _SPLITS.get(folder.casefold()):
-            return split
-    return _named_split(file)
 
 
 def _named_split(file: Path) -> str:
     """The split that a file's own name says it is, or a shard of: train.csv, test-00000-of-00002.parquet."""
-    stem = _stem(file).casefold()
-    if shard := _SHARD.fullmatch(stem):
-        return _SPLITS.get(shard[1], shard[1])
-    numbered = re.fullmatch(r"(\D+?)[-_.]?\d*", stem)
-    return _SPLITS.get(numbered[1], "") if numbered else ""
+    match = _FILE.fullmatch(file.name.casefold())
+    stem = match["stem"] if match else ""
+    return _SPLITS.get(stem, stem if match and "-of-" in match["shard"] else "")
 
 
 def _documents(files: Sequence[Path], p: CorpusParams, units: dict[str, None]) -> list[str | None]:
-    """Documents of a split's files in order, missing ones as None; `units` collects what a document of .txt was.
-
-    Raises CorpusError or ParameterError naming the file, and where it can the row.
-    """
+    """Documents of a split's files in order, missing ones as None; `units` collects what a document of .txt was."""
     alone = sum(_kind(f) == "txt" for f in files) == 1
     texts: list[str | None] = []
     for file in files:
+        kind = _kind(file)
         try:
-            _check_expansion(file)
-            kind = _kind(file)
-            if kind in ("parquet", "arrow"):
-                texts += _column_texts(file, kind, p.text_column)
+            if kind in ("", "parquet"):
+                texts += _column_texts(file, p.text_column)
                 continue
             with _text_stream(file, newline="" if kind in ("csv", "tsv") else None) as stream:
                 if kind == "txt":
@@ -484,14 +397,11 @@ def _documents(files: Sequence[Path], p: CorpusParams, units: dict[str, None]) -
         except (CorpusError, ParameterError):
             raise
         except UnicodeError as error:
-            raise CorpusError(
-                f"corpus: {_shown(file)} is not UTF-8 ({first_line(error)}); write it again as UTF-8, "
-                "for example with iconv -f ENCODING -t UTF-8, where ENCODING is LATIN1 or UTF-16LE"
-            ) from error
+            advice = "write it again as UTF-8, for example with iconv -f ENCODING -t UTF-8, ENCODING being LATIN1 or UTF-16LE"
+            raise CorpusError.of(file, f"is not UTF-8 ({first_line(error)}); {advice}") from error
         except Exception as error:  # parsers, decompressors and the file system each raise their own
-            raise CorpusError(
-                f"corpus: {_shown(file)} cannot be read ({first_line(error)}); mend it, or name another file or folder ({_KNOWN})"
-            ) from error
+            fault = f"cannot be read ({first_line(error)}); mend it, or name another file or folder ({_KNOWN})"
+            raise CorpusError.of(file, fault) from error
     return texts
 
 
@@ -500,9 +410,7 @@ def _txt_texts(text: str, unit: str, many: bool) -> tuple[str, list[str]]:
     paragraphs = re.split(r"\n(?:[^\S\n]*\n)+", text.strip("\n")) if unit in ("auto", "paragraph") else []
     if unit == "auto":
         unit = "file" if not many else "paragraph" if len(paragraphs) > 1 else "line"
-    return unit, [text] if unit == "file" else paragraphs if unit == "paragraph" else text.removesuffix("\n").split(
-        "\n"
-    )
+    return unit, {"file": [text], "paragraph": paragraphs}.get(unit) or text.removesuffix("\n").split("\n")
 
 
 def _csv_texts(stream: TextIO, file: Path, delimiter: str, column: str) -> Iterator[str]:
@@ -511,247 +419,141 @@ def _csv_texts(stream: TextIO, file: Path, delimiter: str, column: str) -> Itera
     number, is_text = 0, False
     try:
         header = next(rows, [])
-        _check_column(column, header, _shown(file), " (the first line names the columns)")
+        _check_column(column, header, f"the first line of {str(file)!r}")
         index = header.index(column)
-        for row in filter(None, rows):
-            number += 1
+        for number, row in enumerate(filter(None, rows), 1):
             if len(row) != len(header):
                 raise csv.Error(f"row {number} has {len(row)} fields where the first line names {len(header)}")
             is_text = is_text or not _NUMBER.fullmatch(row[index])
             yield row[index]
     except csv.Error as error:
-        raise CorpusError(
-            f"corpus: {_shown(file)}, line {rows.line_num}: {error}; put a field with {'tabs' if delimiter != ',' else 'commas'}, "
-            'quotes or line breaks in double quotes, write a quote within it as "", and end no row in a separator'
-        ) from error
+        advice = (
+            'quote fields with separators, quotes ("") or line breaks in double quotes, and end no row in a separator'
+        )
+        raise ValueError(f"line {rows.line_num}: {error}; {advice}") from error
     if number and not is_text:
-        raise ParameterError(f"text_column: column {column!r} of {_shown(file)} holds numbers, not text")
+        raise ParameterError(f"text_column: column {column!r} of {str(file)!r} holds numbers, not text")
 
 
 def _json_texts(stream: TextIO, file: Path, whole: bool, column: str) -> Iterator[str | None]:
-    """Texts of JSON lines or, if `whole`, of lists of objects or objects one after the other."""
     names: dict[str, None] = {}
-    for number, row in enumerate(_json_values(stream.read()) if whole else _json_lines(stream), 1):
-        if isinstance(row, str):  # as `datasets` does
-            row = {"text": row}
-        if not isinstance(row, dict):
-            raise ParameterError(f"text_column: {_shown(file)}, row {number} is {type(row).__name__}, not an object")
+    for number, row in enumerate(_json_rows(stream, whole), 1):
+        row = row if isinstance(row, dict) else {"text": row}  # as `datasets` does
         names.update(dict.fromkeys(row))
         text = row.get(column)
         if not isinstance(text, str | None):
-            raise ParameterError(
-                f"text_column: {_shown(file)}, row {number}: column {column!r} holds {type(text).__name__}, not text"
-            )
-        if text is not None and _SURROGATE.search(text):
-            raise CorpusError(
-                f"corpus: {_shown(file)}, row {number} holds half of a surrogate pair, which is no character"
-            )
+            kind = type(text).__name__
+            raise ParameterError(f"text_column: {str(file)!r}, row {number}: column {column!r} holds {kind}, not text")
+        if text and _SURROGATE.search(text):
+            raise CorpusError.of(file, f"holds half of a surrogate pair in row {number}, which is no character")
         yield text
     if names:
-        _check_column(column, list(names), _shown(file))
+        _check_column(column, list(names), repr(str(file)))
 
 
-def _json_lines(stream: TextIO) -> Iterator[Any]:
-    for number, line in enumerate(stream, 1):
-        if line.strip():
+def _json_rows(stream: TextIO, whole: bool) -> Iterator[Any]:
+    """Values of JSON lines or, if `whole`, of a list or of values one after the other."""
+    decode, space = json.JSONDecoder().raw_decode, re.compile(r"\s*")
+    for number, text in enumerate(map(str.rstrip, [stream.read()] if whole else stream)):
+        position = 0
+        while position < len(text):
             try:
-                yield json.loads(line)
+                value, position = decode(text, space.match(text, position).end())  # type: ignore[union-attr]
             except json.JSONDecodeError as error:
-                raise ValueError(f"line {number}: {error.msg} at character {error.pos}") from error
+                raise ValueError(f"line {number + error.lineno}: {error.msg} at character {error.colno}") from error
+            yield from value if whole and isinstance(value, list) else [value]
 
 
-def _json_values(text: str) -> Iterator[Any]:
-    position, space = 0, re.compile(r"\s*")
-    while (position := space.match(text, position).end()) < len(text):  # type: ignore[union-attr]
-        value, position = json.JSONDecoder().raw_decode(text, position)
-        if isinstance(value, list):
-            yield from value
-        else:
-            yield value
-
-
-def _column_texts(file: Path, kind: str, column: str) -> Iterator[str | None]:
+def _column_texts(file: Path, column: str) -> Iterator[str | None]:
+    """Texts of a Parquet file, or of an Arrow stream as `save_to_disk` writes it."""
     import pyarrow as pa
 
-    for batch in _batches(file, kind, column):
-        if not _is_text(batch.schema.field(column).type) and not pa.types.is_null(batch.schema.field(column).type):
-            raise ParameterError(
-                f"text_column: column {column!r} of {_shown(file)} holds {batch.schema.field(column).type}, not text; "
-                f"the file has {', '.join(batch.schema.names)}"
-            )
-        yield from batch.column(column).to_pylist()
+    with pa.memory_map(str(file)) as source:
+        for batch in (_parquet if _kind(file) else _arrow)(file, source, column):
+            texts = batch.column(column)
+            texts = texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts
+            if str(texts.type) not in ("string", "large_string", "null"):
+                raise ParameterError(f"text_column: column {column!r} of {str(file)!r} holds {texts.type}, not text")
+            yield from texts.to_pylist()
 
 
-def _batches(file: Path, kind: str, column: str) -> Iterator[Any]:
-    """Batches of rows of a Parquet or Arrow file, of Parquet only `column`."""
-    import pyarrow as pa
+def _parquet(file: Path, source: Any, column: str) -> Iterator[Any]:
+    """Batches of `column`, once it was measured with its dictionary kept apart."""
     import pyarrow.parquet as pq
 
-    with _source(file) as source:
-        if kind == "parquet":
-            with pq.ParquetFile(source) as parquet:
-                _check_column(column, parquet.schema_arrow.names, _shown(file))
-                yield from parquet.iter_batches(columns=[column])
-        else:
-            with pa.ipc.open_stream(source) as batches:
-                _check_column(column, batches.schema.names, _shown(file))
-                yield from batches
+    plain = pq.ParquetFile(source)
+    if not plain.metadata.num_rows:
+        raise ValueError("it has no rows")
+    _check_column(column, plain.schema_arrow.names, repr(str(file)))
+    groups = (plain.metadata.row_group(i) for i in range(plain.num_row_groups))
+    for _ in _bounded(file, groups, lambda g: max(g.total_byte_size, 8 * g.num_rows * g.num_columns)):
+        pass
+    # the columns' own metadata would say which have dictionaries, but PyArrow ends the process where they are damaged
+    apart = pq.ParquetFile(source, read_dictionary=[c.path for c in plain.schema if c.physical_type == "BYTE_ARRAY"])
+    chunks = (c for i in range(apart.num_row_groups) for c in apart.read_row_group(i, [column]).column(0).chunks)
+    for _ in _bounded(file, (c for c in chunks if hasattr(c, "dictionary")), _dictionary_bytes):
+        pass
+    yield from plain.iter_batches(columns=[column])
 
 
-def _is_text(kind: Any) -> bool:
+def _arrow(file: Path, source: Any, column: str) -> Iterator[Any]:
+    """Batches of an Arrow stream. Raises ValueError for those that cannot be measured before they expand."""
     import pyarrow as pa
 
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not all(map(_is_plain, pa.ipc.MessageReader.open_stream(source))):
+        raise ValueError("its batches are compressed or have dictionaries; write it again without them, or as .parquet")
+    source.seek(0)
+    stream = pa.ipc.open_stream(source)
+    _check_column(column, stream.schema.names, repr(str(file)))
+    for batch in _bounded(file, stream, lambda b: 8 * b.num_rows * b.num_columns):
+        batch.validate(full=True)  # offsets of a stranger may point anywhere
+        yield batch
 
 
-# Files packed or not, and what they may expand to
+def _is_plain(message: Any) -> bool:
+    """Whether a message is a schema, or a batch that names no codec: PyArrow tells of one only once it has expanded it.
+
+    Flatbuffers list where a table's fields are: the header is field 2 of Message, a codec field 3 of RecordBatch, after
+    which only fields of types come that `save_to_disk` does not write (Message.fbs of the Arrow format).
+    """
+
+    def number(kind: str, position: int) -> int:
+        return struct.unpack_from(kind, message.metadata, position)[0]
+
+    if message.type != "record batch":
+        return message.type == "schema"
+    root = number("<I", 0)
+    header = root + number("<H", root - number("<i", root) + 8)
+    batch = header + number("<I", header)
+    return number("<H", batch - number("<i", batch)) <= 10
 
 
-def _open(file: Path) -> BinaryIO:
-    """The bytes of a file, unpacked."""
-    packing = file.suffix.casefold()
-    if packing == ".zst":
-        import pyarrow as pa
+def _dictionary_bytes(texts: Any) -> int:
+    """Bytes of what the dictionary of a column stands for."""
+    import pyarrow.compute as pc
 
-        return pa.CompressedInputStream(pa.OSFile(str(file)), "zstd")
-    return _OPEN.get(packing, open)(file, "rb")
+    return pc.sum(pc.binary_length(texts.dictionary).take(texts.indices)).as_py() or 0
 
 
-def _source(file: Path) -> Any:
-    """A file as PyArrow reads it: mapped, not loaded, unless it is packed."""
-    import pyarrow as pa
+def _bounded(file: Path, pieces: Iterable[Any], n_bytes: Callable[[Any], int]) -> Iterator[Any]:
+    """The pieces of a file of a stranger. Raises CorpusError once they would fill the memory: see `MAX_EXPANSION`."""
+    size, expanded = file.stat().st_size, 0
+    limit = max(MAX_EXPANSION * size, MIN_BOMB_BYTES)
+    for piece in pieces:
+        if (expanded := expanded + n_bytes(piece)) > limit:
+            fault = f"has {size:,} bytes and expands to over {limit:,}, as no text does; it is not read"
+            raise CorpusError.of(file, f"{fault}. If you trust it, write it again as plain .jsonl")
+        yield piece
 
-    if file.suffix.casefold() not in _PACKED:
-        return pa.memory_map(str(file))
-    with _open(file) as stream:
-        return pa.BufferReader(stream.read())
 
-
-@contextmanager
-def _text_stream(file: Path, newline: str | None) -> Iterator[TextIO]:
-    """The characters of a file of UTF-8, or of UTF-16 or UTF-32 that says so by a byte-order mark, which is left out."""
-    with _open(file) as stream:
+def _text_stream(file: Path, newline: str | None) -> TextIO:
+    """The characters of a file of UTF-8, or of UTF-16 that says so by a byte-order mark, which is left out."""
+    opened = _OPEN.get(file.suffix.casefold(), open)
+    with opened(file, "rb") as stream:
         start = stream.read(1000)
+        for _ in _bounded(file, iter(lambda: stream.read(2**20), b""), len) if opened is not open else ():
+            pass
     encoding = next((e for mark, e in _MARKS.items() if start.startswith(mark)), "utf-8")
     if encoding == "utf-8" and start.count(0) > len(start) // 4:
         raise UnicodeError("it looks like UTF-16 without a byte-order mark")
-    with _open(file) as stream:
-        yield io.TextIOWrapper(stream, encoding, newline=newline)
-
-
-def _check_expansion(file: Path) -> None:
-    """Raise CorpusError if a compressed file of a stranger would fill the memory: see `MAX_EXPANSION`.
-
-    Columns are measured with their dictionaries kept apart, and packed files are unpacked a piece at a time.
-    """
-    limit = max(MAX_EXPANSION * file.stat().st_size, MIN_BOMB_BYTES)
-    measures = [_unpacked_bytes] if file.suffix.casefold() in _PACKED else []
-    measures += {"parquet": [_parquet_bytes], "arrow": [_arrow_bytes]}.get(_kind(file), [])
-    for measure in measures:
-        expanded = 0
-        for n_bytes in measure(file):
-            expanded += n_bytes
-            if expanded > limit:
-                raise CorpusError(
-                    f"corpus: {_shown(file)} has {file.stat().st_size:,} bytes and expands to over {limit:,}, as no text does; "
-                    "it is not read. If you trust it, write it again as plain .jsonl"
-                )
-
-
-def _parquet_bytes(file: Path) -> Iterator[int]:
-    """Bytes that every group of rows takes in memory; what dictionaries stand for has to be read to know.
-
-    The columns' own metadata would say which have dictionaries, but PyArrow ends the process where they are damaged.
-    """
-    import pyarrow.parquet as pq
-
-    with _source(file) as source, pq.ParquetFile(source) as plain:
-        texts = [c.path for c in plain.schema if c.physical_type == "BYTE_ARRAY"]
-    with _source(file) as source, pq.ParquetFile(source, read_dictionary=texts) as parquet:
-        if parquet.metadata.num_rows == 0:
-            raise ValueError("it has no rows")
-        for group in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(group)
-            yield max(rows.total_byte_size, 8 * rows.num_rows * rows.num_columns)
-            for column in texts:
-                for part in parquet.read_row_group(group, [column]).column(0).chunks:
-                    yield _dictionary_bytes(part)
-
-
-def _dictionary_bytes(column: Any) -> int:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not pa.types.is_dictionary(column.type):
-        return 0
-    return pc.sum(pc.take(pc.binary_length(column.dictionary), column.indices)).as_py() or 0
-
-
-def _arrow_bytes(file: Path) -> Iterator[int]:
-    """Bytes that every batch of rows takes in memory.
-
-    Raises ValueError for a compressed batch, which cannot be measured before it expands: `save_to_disk` writes none.
-    """
-    import pyarrow as pa
-
-    with _source(file) as source:
-        for message in pa.ipc.MessageReader.open_stream(source):
-            if _names_a_codec(message.metadata.to_pybytes()):
-                raise ValueError("its batches are compressed; write it again without compression, or as .parquet")
-    with _source(file) as source, pa.ipc.open_stream(source) as batches:
-        for batch in batches:
-            batch.validate(full=True)  # offsets of a stranger may point anywhere
-            yield 8 * batch.num_rows * batch.num_columns
-            for column in batch.columns:
-                if _is_text(column.type):
-                    yield _dictionary_bytes(column)
-
-
-def _names_a_codec(metadata: bytes) -> bool:
-    """Whether the message of an Arrow stream is a batch that names a codec: PyArrow tells only once it has expanded it.
-
-    Tables of flatbuffers: header is field 2 of Message, data field 1 of DictionaryBatch, compression field 3 of
-    RecordBatch (Message.fbs of the Arrow format).
-    """
-
-    def follow(position: int) -> int:
-        return position + struct.unpack_from("<I", metadata, position)[0]
-
-    def field(table: int, index: int) -> int:
-        fields = table - struct.unpack_from("<i", metadata, table)[0]
-        size = struct.unpack_from("<H", metadata, fields)[0]
-        offset = struct.unpack_from("<H", metadata, fields + 4 + 2 * index)[0] if 4 + 2 * index < size else 0
-        return table + offset if offset else 0
-
-    message = follow(0)
-    kind = metadata[field(message, 1)] if field(message, 1) else 0
-    if kind not in (2, 3):  # a schema
-        return False
-    batch = follow(field(message, 2))
-    return bool(field(follow(field(batch, 1)) if kind == 2 else batch, 3))
-
-
-def _unpacked_bytes(file: Path) -> Iterator[int]:
-    with _open(file) as stream:
-        while piece := stream.read(2**20):
-            yield len(piece)
-
-
-def _kind(file: Path) -> str:
-    match = _FILE.fullmatch(file.name)
-    return match["kind"].casefold() if match else ""
-
-
-def _stem(file: Path) -> str:
-    match = _FILE.fullmatch(file.name)
-    return match["stem"] if match else file.stem
-
-
-def _shown(path: Path) -> str:
-    return repr(_printable(str(path)))
-
-
-def _printable(name: str) -> str:
-    """A name that is not UTF-8 on the disk, as it can be written."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    return opened(file, "rt", encoding=encoding, newline=newline)

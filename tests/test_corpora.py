@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
-import pyarrow as pa
 import pytest
 
 from fairlm_utils import corpora
@@ -248,6 +248,9 @@ def test_the_card_of_a_folder_in_the_layout_of_the_hub_names_its_files(tmp_path)
     assert "1 file left out (e.txt)" in corpus.description
     card(folder, "configs:\n- config_name: x\n  data_files: d/*")
     assert words(load(folder)) == {"a", "b", "c"}
+    for pattern in ("'**'", "./d/../*/*"):  # the card itself and folders are no documents
+        card(folder, f"configs:\n- config_name: x\n  data_files: {pattern}")
+        assert words(load(folder)) == ({"a", "b", "c", "e"} if pattern == "'**'" else {"a", "b", "c"})
     card(folder, "license: mit")
     assert "e" in words(load(folder))
 
@@ -257,6 +260,7 @@ def test_the_card_of_a_folder_in_the_layout_of_the_hub_names_its_files(tmp_path)
     [
         ("[{config_name: x, data_files: ../secret.jsonl}]", "outside its folder"),
         ("[{config_name: x, data_files: d/../../secret.jsonl}]", "outside its folder"),
+        ("[{config_name: x, data_files: ['d/a*', ../secret.jsonl]}]", "outside its folder"),
         ("[{config_name: x, data_files: 'https://example.org/x.jsonl'}]", "split train are not there"),
         ("[{config_name: x, data_files: gone*}]", "split train are not there"),
         ("[{config_name: x, data_dir: '..', data_files: secret.jsonl}]", "outside its folder"),
@@ -290,6 +294,13 @@ def test_data_sets_that_were_saved_to_disk_are_read(tmp_path):
     assert list(corpus.heldout) == known["test"]["text"][:] and sorted(corpus.train) == sorted(
         known["train"]["text"][:]
     )
+    more = datasets.DatasetDict(train=whole, unsupervised=whole.select(range(5)))
+    more.save_to_disk(tmp_path / "more")
+    corpus = load(tmp_path / "more")
+    assert "split unsupervised left out" in corpus.description and len(corpus.train) + len(corpus.heldout) == 50
+    (tmp_path / "more").rename(tmp_path / "test")  # what a folder is called says nothing of what it holds
+    assert len(load(tmp_path / "test" / "unsupervised").train) == 4
+    assert len(load(tmp_path / "test").train) == 45
     next((tmp_path / "[a] *").glob("data-00001*")).unlink()
     with pytest.raises(CorpusError, match=r"lacks 'data-00001-of-00002.arrow'"):
         load(tmp_path / "[a] *")
@@ -360,16 +371,17 @@ PACK = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
-    ".zst": lambda data: pa.compress(data, "zstd", asbytes=True),
 }
 
 
-@pytest.mark.parametrize("how", ["", ".gz", ".BZ2", ".xz", ".zst"])
-@pytest.mark.parametrize("kind", ["csv", "TSV", "jsonl", "json", "txt", "parquet"])
+@pytest.mark.parametrize(
+    "kind, how",
+    [("Parquet", ""), *itertools.product(["csv", "TSV", "jsonl", "json", "txt"], ["", ".gz", ".BZ2", ".xz"])],
+)
 def test_every_format_is_read_packed_or_not_under_small_or_capital_letters(tmp_path, kind, how):
     texts = [f'document {i}, of "many" é' for i in range(20)]
     frame, buffer = pd.DataFrame({"label": 0, "text": texts}), io.BytesIO()
-    if kind == "parquet":
+    if kind == "Parquet":
         frame.to_parquet(buffer)
     data = {
         "csv": lambda: frame.to_csv(index=False).encode(),
@@ -377,7 +389,7 @@ def test_every_format_is_read_packed_or_not_under_small_or_capital_letters(tmp_p
         "jsonl": lambda: frame.to_json(orient="records", lines=True).encode(),
         "json": lambda: frame.to_json(orient="records", indent=1).encode(),
         "txt": lambda: "\r\n".join(texts).encode(),
-        "parquet": buffer.getvalue,
+        "Parquet": buffer.getvalue,
     }[kind]()
     path = tmp_path / f"a.{kind}{how}"
     path.write_bytes(PACK[how.lower()](data))
@@ -395,7 +407,7 @@ def test_texts_are_utf_8_or_say_by_a_mark_what_they_are(tmp_path, kind):
         "json": json.dumps([{"text": t} for t in texts], ensure_ascii=False),
         "txt": "\n".join(texts),
     }[kind]
-    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         path = tmp_path / f"{encoding}.{kind}"
         path.write_bytes(text.encode(encoding))
         corpus = load(path)
@@ -465,7 +477,7 @@ def test_fields_are_text_as_they_stand(tmp_path):
 def test_json_that_holds_no_texts_is_refused_with_its_row(tmp_path):
     for text, said in (
         ('{"text": "a"}\n{"text": 3}\n', "row 2: column 'text' holds int"),
-        ('{"text": "a"}\n[1]\n', "row 2 is list"),
+        ('{"text": "a"}\n[1]\n', "row 2: column .text. holds list"),
         ('{"text": "a"}\n{"text": \n', "line 2: Expecting value"),
         ('{"body": "a"}\n{"title": "b"}\n', "no column 'text'; it has body, title"),
         ('{"text":' * 5000, "recursion"),
