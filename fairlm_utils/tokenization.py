@@ -235,7 +235,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if (
         type(by_class) is not type(tokenizer)
         and by_class.is_fast
-        and as_text(by_class).encode(_PROBE).ids != as_text(tokenizer).encode(_PROBE).ids
+        and _ids_of_probe(by_class) != _ids_of_probe(tokenizer)
     ):
         print(
             f"{name}: transformers' {type(by_class).__name__} tokenizes otherwise than tokenizer.json; "
@@ -243,6 +243,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         )
     tokenizer.chat_template = None  # not used here, and saved under names that its folder chooses
     return tokenizer
+
+
+def _ids_of_probe(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    try:
+        return as_text(tokenizer).encode(_PROBE).ids
+    except Exception:  # tokenizers has no other: the vocabulary lacks the class's unknown token
+        return None
 
 
 def _with_ids_of_file(tokenizer: Tokenizer, path: Path) -> Tokenizer | None:
