@@ -334,14 +334,20 @@ def encode(
     With `bos` each document begins with the BOS token (blocks that are packed may then begin in mid-document, without
     one). Documents are text: the spelling of a special token in one is tokenized like any other, and what the tokenizer
     would truncate, pad, drop out or add by itself is left out. Ids are uint16 if the vocabulary fits, else uint32. Works
-    a batch at a time: memory holds the ids and little else.
+    a batch at a time: memory holds the ids and little else. Raises ParameterError for a text that it has no tokens for, not
+    even an unknown one.
     """
     fast, dtype = as_text(tokenizer), np.uint16 if n_ids(tokenizer) <= 2**16 else np.uint32
     front, end = [tokenizer.bos_token_id] if bos else [], tokenizer.eos_token_id
     parts: list[np.ndarray] = []
     lengths: list[int] = []
     for batch in _batches(documents, "tokenizing"):
-        encoded = [[*front, *e.ids, end] for e in fast.encode_batch_fast(batch, add_special_tokens=False)]
+        try:
+            encoded = [[*front, *e.ids, end] for e in fast.encode_batch_fast(batch, add_special_tokens=False)]
+        except Exception as error:  # tokenizers has no other
+            raise ParameterError(
+                f"tokenizer: cannot tokenize these documents ({first_line(error)}); choose another, or mend its tokenizer.json"
+            ) from error
         lengths += map(len, encoded)
         parts.append(np.concatenate([np.asarray(ids, dtype=dtype) for ids in encoded]))
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64) if lengths else np.zeros(0, np.int64)
