@@ -132,8 +132,9 @@ class TokenizationParams(CorpusParams):
     )
     vocab_size: int = Field(1024, ge=1, description="types a trained BPE learns, to which 5 special tokens are added")
     pre_tokenizer: Literal["byte-level", "whitespace-punctuation"] = Field(
-        "byte-level", description="byte-level, or whitespace-punctuation as in the paper's example"
+        "byte-level", description="byte-level, or whitespace-punctuation"
     )
+    lowercase: bool = Field(False, description="a trained BPE lower-cases its text first, as the paper's example shows")
     bos: Bos = Field("auto", description="documents begin with the BOS token, auto as the tokenizer's own rule has it")
     low_frequency_percentile: float = Field(
         95.0, gt=0, lt=100, description="types at or below this percentile of the counts are low-frequency"
@@ -160,7 +161,7 @@ class TrainingParams(TokenizationParams):
     )
     context: int = Field(64, ge=2, description="tokens a block")
     packing: bool = Field(
-        True, description="documents joined and cut into full blocks; False cuts and pads each document to one block"
+        True, description="documents joined and cut into full blocks; False takes the first block of each document"
     )
     max_train_blocks: int = Field(192, ge=0, description="training blocks, 0 takes all")
     max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")
@@ -231,6 +232,7 @@ class TrainingParams(TokenizationParams):
             "loss_weight_exponent",
             "logit_adjustment",
             "torch_compile",
+            "lowercase",
             "txt_documents",
         }
     )

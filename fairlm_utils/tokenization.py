@@ -70,7 +70,7 @@ def cache_dir(p: TokenizationParams) -> Path:
 
     Raises RunError if a link leads it out of `runs_dir`.
     """
-    fields = [*CorpusParams.model_fields, "tokenizer", "vocab_size", "pre_tokenizer", "bos"]
+    fields = [*CorpusParams.model_fields, "tokenizer", "vocab_size", "pre_tokenizer", "lowercase", "bos"]
     made_from = {name: getattr(p, name) for name in fields if name != "corpus_path"}
     sources = [source_state(p)]
     if p.tokenizer != "bpe" and Path(p.tokenizer).exists():  # a folder may hold another tokenizer tomorrow
@@ -126,7 +126,9 @@ def _read_meta(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def _make(p: TokenizationParams, directory: Path) -> None:
     corpus = load_corpus(p)
     tokenizer = (
-        train_bpe(corpus.train, p.vocab_size, p.pre_tokenizer) if p.tokenizer == "bpe" else load_tokenizer(p.tokenizer)
+        train_bpe(corpus.train, p.vocab_size, p.pre_tokenizer, p.lowercase)
+        if p.tokenizer == "bpe"
+        else load_tokenizer(p.tokenizer)
     )
     bos = adds_bos(tokenizer, p.bos)
     if p.tokenizer != "bpe" or bos:  # one trained here has no rule of its own
@@ -165,13 +167,15 @@ def _load(directory: Path) -> TokenizedCorpus:
     return TokenizedCorpus(tokenizer=tokenizer, **arrays, meta=meta)
 
 
-def train_bpe(documents: Sequence[str], vocab_size: int, pre_tokenizer: str = "byte-level") -> PreTrainedTokenizerFast:
+def train_bpe(
+    documents: Sequence[str], vocab_size: int, pre_tokenizer: str = "byte-level", lowercase: bool = False
+) -> PreTrainedTokenizerFast:
     """A BPE of `vocab_size` types learnt from `documents`, and 5 special tokens with the ids 0 to 4.
 
     "byte-level" works on bytes, without a prefix space, and knows every text; "whitespace-punctuation" splits at white
-    space and punctuation as the paper's example shows, and maps characters it has not learnt to <unk>. Learns fewer
-    types if the documents run out of merges, see `bpe_sizes`. Raises ParameterError if their characters alone are more
-    than `vocab_size`.
+    space and punctuation, and maps characters it has not learnt to <unk>. With `lowercase` texts are lower-cased first:
+    byte-level and lower-cased gives every cut that the paper's example shows. Learns fewer types if the documents run out
+    of merges, see `bpe_sizes`. Raises ParameterError if their characters alone are more than `vocab_size`.
     """
     specials = list(SPECIAL_TOKENS.values())
     byte_level = pre_tokenizer == "byte-level"
@@ -184,6 +188,9 @@ def train_bpe(documents: Sequence[str], vocab_size: int, pre_tokenizer: str = "b
     else:
         tokenizer.normalizer = normalizers.Replace(Regex(r"\s+"), " ")
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if lowercase:
+        parts = [part for part in (tokenizer.normalizer, normalizers.Lowercase()) if part is not None]
+        tokenizer.normalizer = normalizers.Sequence(parts)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size + len(specials),
         special_tokens=specials,

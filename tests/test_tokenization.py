@@ -364,7 +364,7 @@ def test_a_tokenizer_without_a_token_for_unknown_words_says_so():
 def test_a_corpus_whose_documents_begin_with_bos(miniature, capsys):
     plain, begun = (tokenization.tokenize_corpus(miniature(data_seed=7, bos=bos)) for bos in ("auto", "yes"))
     said = capsys.readouterr().out
-    assert "bos auto: documents begin with no BOS token" in said and "bos yes: documents begin with <s>" in said
+    assert "bos auto" not in said and "bos yes: documents begin with <s>" in said  # a BPE trained here has no rule
     assert (begun.train[begun.train_starts] == 1).all() and (begun.train == 1).sum() == len(begun.train_starts)
     assert np.array_equal(begun.train[begun.train != 1], plain.train)
     assert tokenization._decoded(begun, 50) == tokenization._decoded(plain, 50)
@@ -476,3 +476,13 @@ def test_spelled_tokens_have_their_spaces_and_the_bytes_of_parts_of_characters(b
     spelled, decoded = tokenization.spell(byte_level, ids), [byte_level.decode([i]) for i in ids]
     assert spelled[-7:] == ["<E5>", "<90>", "<8D>", "<EF>", "<BF>", "<BD>", "</s>"]
     assert all(a == b for a, b in zip(spelled, decoded, strict=True) if "\ufffd" not in b)
+
+
+def test_a_lower_casing_bpe_learns_and_counts_lower_case_alone():
+    """Ids are those of the same text in lower case, for both pre-tokenizers; the default keeps case."""
+    for pre_tokenizer in ("byte-level", "whitespace-punctuation"):
+        tokenizer = train_bpe(["The Cat sat. THE cat sat."] * 20, 300, pre_tokenizer, lowercase=True)
+        upper, lower = (tokenizer.backend_tokenizer.encode(text).ids for text in ("THE CAT", "the cat"))
+        assert upper == lower and not any(c.isupper() for token in lower for c in tokenizer.decode([token]))
+    cased = train_bpe(["The Cat sat. THE cat sat."] * 20, 300).backend_tokenizer
+    assert cased.encode("THE CAT").ids != cased.encode("the cat").ids
