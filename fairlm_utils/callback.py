@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import GradientState
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -31,7 +32,8 @@ from transformers.trainer_utils import get_last_checkpoint, unwrap_peft_model
 
 from fairlm_utils import runs
 from fairlm_utils.metrics import bin_index, bin_label
-from fairlm_utils.models import check_causal
+from fairlm_utils.models import check_causal, probe_ids
+from fairlm_utils.remedies import whole_counts
 from fairlm_utils.token_loss import (
     IGNORE_INDEX,
     Objective,
@@ -88,7 +90,7 @@ class TokenFrequencyCallback(TrainerCallback):
             raise ValueError("this Trainer has a TokenFrequencyCallback already; call its stop() before making another")
         self.trainer, self.objective, self.fixed = trainer, objective, counts is not None
         self.model: PreTrainedModel | None = None
-        self.counts = np.zeros(0, dtype=np.int64) if counts is None else _whole(counts)
+        self.counts = np.zeros(0, dtype=np.int64) if counts is None else whole_counts(counts).astype(np.int64)
         self._n_given = len(self.counts)
         self._step: _Step | None = None
         self._hook: Any = None
@@ -99,7 +101,7 @@ class TokenFrequencyCallback(TrainerCallback):
         trainer.callback_handler.callbacks.insert(0, self)
         self._before = {name: vars(trainer).get(name) for name in _WRAPPED}
         for name in _WRAPPED:
-            setattr(trainer, name, partial(getattr(self, f"_{name}"), getattr(trainer, name)))
+            setattr(trainer, name, partial(self._if_in_force, getattr(self, f"_{name}"), getattr(trainer, name)))
 
     def stop(self) -> None:
         """End the record: give the Trainer its methods and the model its own loss function back."""
@@ -110,8 +112,14 @@ class TokenFrequencyCallback(TrainerCallback):
                 setattr(self.trainer, name, before)
         self._before = {}
         self._hook.remove()
-        if self in self.trainer.callback_handler.callbacks:
-            self.trainer.callback_handler.callbacks.remove(self)
+        handler = self.trainer.callback_handler  # `add_callback` of what has added itself makes it twice
+        handler.callbacks = [c for c in handler.callbacks if c is not self]
+
+    def _if_in_force(self, wrapped: Callable, method: Callable, *args: Any, **kwargs: Any) -> Any:
+        """The wrapped method, or the Trainer's own after its `remove_callback`."""
+        if any(c is self for c in self.trainer.callback_handler.callbacks):
+            return wrapped(method, *args, **kwargs)
+        return method(*args, **kwargs)
 
     # What the Trainer is and may be
 
@@ -123,7 +131,7 @@ class TokenFrequencyCallback(TrainerCallback):
             return  # wrapped and cut into pieces by now, around the same module
         model = unwrap_peft_model(trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False))
         if model is not self.model:
-            _check_model(model)
+            _check_model(model, self.objective)
         n_rows = model.get_input_embeddings().weight.shape[0]
         if self._n_given > n_rows:
             raise ValueError(f"counts has {self._n_given:,} entries and the model {n_rows:,} token types")
@@ -253,14 +261,15 @@ class TokenFrequencyCallback(TrainerCallback):
             raise RuntimeError(f"no token's loss was seen at evaluation: {step.why or _NO_PASS}")
         return result
 
-    def _log(self, log: Callable, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if {"loss", "learning_rate"} <= logs.keys():  # the Trainer's own of a training window, not the user's
+    def _log(self, log: Callable, logs: dict[str, float], start_time: float | None = None, **kwargs: Any) -> None:
+        own = start_time is not None  # given by the Trainer for a training window; logs of the user's have none
+        if own and {"loss", "learning_rate"} <= logs.keys():
             values = self.training.read(over_processes=True)
             self.training.reset()
             if not self.fixed:
                 self.counts += values[:, 0].astype(np.int64)
             logs.update(loss_by_frequency(values, self.counts))
-        log(logs, *args, **kwargs)
+        log(logs, *([start_time] if own else []), **kwargs)
 
     @contextmanager
     def _own_step(self, sums: TokenSums, inputs: dict, training: bool) -> Iterator[_Step]:
@@ -298,8 +307,10 @@ class TokenFrequencyCallback(TrainerCallback):
                 since = "the first log has" if self.fixed else "n_v and the first log have"
                 warnings.warn(f"{path} does not exist: {since} what comes after this checkpoint alone", stacklevel=2)
             return
-        arrays = load_file(path)
-        counts, window = arrays["counts"], arrays["open_window"]
+        try:
+            counts, window = (load_file(path)[name] for name in ("counts", "open_window"))
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path}: cannot be read ({error}); remove the file to count anew") from error
         if counts.shape != self.counts.shape or window.shape != (len(counts), 2):
             raise ValueError(
                 f"{path}: counts of {len(counts):,} types, and the model has {len(self.counts):,}; resume with the model "
@@ -444,24 +455,17 @@ class _EvaluationSums(TokenSums):
         super().add(targets, *quantities)
 
 
-def _whole(counts: np.ndarray) -> np.ndarray:
-    counts = np.asarray(counts)
-    whole = counts.astype(np.int64) if counts.ndim == 1 and np.isfinite(counts).all() else None
-    if whole is None or (whole != counts).any() or (whole < 0).any():
-        raise ValueError(
-            "counts are not whole numbers of occurrences, one of each token type; relative frequencies are none"
-        )
-    return whole
-
-
 def _has_library_loss(model: PreTrainedModel) -> bool:
     own = vars(model).get("_loss_function") or LOSS_MAPPING.get(getattr(model, "loss_type", None), ForCausalLMLoss)
     return own is ForCausalLMLoss or isinstance(own, TokenLossFunction)
 
 
 @torch.no_grad()
-def _check_model(model: Any) -> None:
-    """Raise ValueError unless a model is a causal language model whose own loss is next-token cross-entropy, as tried."""
+def _check_model(model: Any, objective: Objective | None = None) -> None:
+    """Raise ValueError unless a model is a causal language model whose own loss is next-token cross-entropy, as tried.
+
+    Also if an `objective` is of another number of token types.
+    """
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
@@ -472,8 +476,7 @@ def _check_model(model: Any) -> None:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        n_rows = model.get_input_embeddings().weight.shape[0]
-        ids = torch.arange(1, 13, device=model.device)[None] * 7919 % n_rows
+        n_rows, ids = model.get_input_embeddings().weight.shape[0], probe_ids(model)[None]
         output = model(input_ids=ids, use_cache=False, return_dict=True)
         logits = output.get("logits")
         if logits is None or logits.shape[:-1] != ids.shape or logits.shape[-1] <= n_rows // 2:
@@ -481,7 +484,7 @@ def _check_model(model: Any) -> None:
                 f"{name} does not predict a token at each position; only causal language models are recorded"
             )
         labels = ids % logits.shape[-1]  # some embed more than they predict
-        labels[0, 5:7] = IGNORE_INDEX
+        labels[0, 2:4] = IGNORE_INDEX
         check_causal(model)
         own = model(input_ids=ids, labels=labels, use_cache=False, return_dict=True)
         with loss_function(model, TokenLossFunction(model, lambda: None)):
@@ -493,6 +496,8 @@ def _check_model(model: Any) -> None:
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if objective is not None:
+        objective.loss(logits[0], shifted_targets(labels), 1.0)
     if own.get("loss") is None:
         return  # the Trainer's to compute
     expected = token_cross_entropy(logits[0], shifted_targets(labels), 1 / (labels[0, 1:] >= 0).sum())[0]
@@ -527,6 +532,7 @@ def loss_by_frequency(values: np.ndarray, counts: np.ndarray) -> dict[str, float
     >>> loss_by_frequency(np.array([[2, 6.0], [1, 1.0], [0, 0.0]]), np.array([1, 5, 9]))
     {'token_balanced_loss': 2.0, 'n_v_1-2_loss': 3.0, 'n_v_3-8_loss': 1.0}
     """
+    counts = np.asarray(counts)
     if len(values) != len(counts):
         raise ValueError(f"sums of {len(values):,} token types and counts of {len(counts):,}; give one count per type")
     seen = values[:, 0] > 0

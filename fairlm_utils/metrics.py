@@ -91,9 +91,11 @@ def bin_index(counts: np.ndarray | pd.Series) -> np.ndarray:
     >>> bin_index(np.array([0, 1, 2, 3, 8, 9, 729])).tolist()
     [-1, 0, 0, 1, 1, 2, 6]
     """
-    counts = np.asarray(counts, dtype=np.int64)
-    if (counts < 0).any():
-        raise ValueError("counts are negative; n_v counts occurrences")
+    given, counts = counts, np.asarray(counts, dtype=np.int64)
+    if (counts < 0).any() or (counts != np.asarray(given)).any():
+        raise ValueError(
+            "counts are negative or not whole; n_v counts occurrences, of which relative frequencies are none"
+        )
     edges = 3 ** np.arange(40, dtype=np.int64)  # integer powers: floating-point logarithms misplace exact powers of 3
     return np.searchsorted(edges, counts, side="right") - 1
 

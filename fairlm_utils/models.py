@@ -89,7 +89,8 @@ def model_config(name: str, vocab_size: int, context: int) -> PreTrainedConfig:
 
 def n_positions(config: PreTrainedConfig) -> int | None:
     """The longest block that a model takes, None if its config names no bound."""
-    longest = getattr(text_config(config), "max_position_embeddings", None)
+    config = text_config(config)
+    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)  # MPT's name
     return longest if longest and longest > 0 else None  # XLNet's −1 is no bound
 
 
@@ -298,6 +299,12 @@ def n_rows(model: PreTrainedModel) -> int:
 _CROSS_ATTENTION = re.compile(r"(^|\.)(encoder_attn|crossattention|EncDecAttention|cross_attn)$")
 
 
+def probe_ids(model: PreTrainedModel) -> torch.Tensor:
+    """Up to twelve token ids to try a model on, all of which it takes and predicts: int64 [positions]."""
+    n_tokens = min(n_positions(model.config) or 12, 12)
+    return torch.arange(1, n_tokens + 1, device=model.device) * 7919 % n_rows(model)
+
+
 @torch.no_grad()
 def check_causal(model: PreTrainedModel) -> None:
     """Raise ValueError unless the logits of every position depend on the tokens up to it alone.
@@ -311,8 +318,7 @@ def check_causal(model: PreTrainedModel) -> None:
     )
     if config.is_encoder_decoder or getattr(config, "add_cross_attention", False) or reads_encoder:
         raise ValueError(f"{name} reads the output of an encoder; only causal language models are measured")
-    n, n_tokens = n_rows(model), min(n_positions(config) or 12, 12)
-    ids = (torch.arange(1, n_tokens + 1, device=model.device) * 7919 % n).repeat(2, 1)
+    n, ids = n_rows(model), probe_ids(model).repeat(2, 1)
     ids[1, -1] = (ids[0, -1] + n // 2) % n
     was_training = model.training
     model.eval()

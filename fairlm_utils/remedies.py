@@ -256,7 +256,7 @@ def embedding_and_head(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in (embedding, head) if isinstance(getattr(module, "weight", None), Tensor)]
 
 
-def _whole_counts(counts: np.ndarray | Tensor) -> np.ndarray:
+def whole_counts(counts: np.ndarray | Tensor) -> np.ndarray:
     """Training counts n_v [vocabulary] as float64. Raises ValueError for what are no counts, or none above 0."""
     try:
         n = np.asarray(counts.detach().cpu().double() if isinstance(counts, Tensor) else counts, dtype=np.float64)
@@ -267,7 +267,7 @@ def _whole_counts(counts: np.ndarray | Tensor) -> np.ndarray:
     odd = n[~(np.isfinite(n) & (n >= 0) & (n == np.round(n)))]
     if len(odd):
         raise ValueError(
-            f"counts: {odd[0]:g} is not a number of occurrences; give how often each token id occurs in the training text, "
+            f"counts: {odd[0]:g} is not a whole number of occurrences; give how often each token id occurs in the training text, "
             "as np.bincount(ids) does, not relative frequencies or logarithms"
         )
     if not n.any():
@@ -282,7 +282,7 @@ def frequency_scale(counts: np.ndarray | Tensor, exponent: float = 1.0) -> Tenso
     types decay in full, rare ones less, unseen ones not at all; γ = 0 is uniform. Raises ValueError without counts, for
     counts that are negative, NaN or no whole numbers (relative frequencies), and for γ < 0.
     """
-    counts = _whole_counts(counts)
+    counts = whole_counts(counts)
     if not 0 <= exponent < np.inf:
         raise ValueError(f"exponent: {exponent} would let rare tokens decay most; give a number of 0 or more")
     relative = np.minimum(1.0, counts / np.percentile(counts[counts > 0], 95))
@@ -309,7 +309,7 @@ def frequency_aware_adamw(
     """
     n_rows, scale = len(embedding_and_head(model)[0].weight), None
     if counts is not None:
-        n = _whole_counts(counts)
+        n = whole_counts(counts)
         if len(n) > n_rows:
             raise ValueError(
                 f"counts has {len(n):,} entries and the model's embedding {n_rows:,} rows; count the training text with the "
@@ -328,7 +328,7 @@ def loss_weights(counts: np.ndarray | Tensor, exponent: float) -> Tensor:
     objective for `callback.TokenFrequencyCallback`. Raises ValueError without counts, and for counts that are negative,
     NaN or no whole numbers (relative frequencies).
     """
-    n = torch.from_numpy(_whole_counts(counts))
+    n = torch.from_numpy(whole_counts(counts))
     weights = torch.where(n > 0, n.clamp(min=1) ** -exponent, 0.0)
     return (weights * n.sum() / (weights * n).sum()).float()
 

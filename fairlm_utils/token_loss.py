@@ -172,7 +172,8 @@ class Objective:
 
     `token_weights` [vocabulary] multiply the loss of each target (class-balanced losses). `label_smoothing` ε replaces ℓ
     by (1 − ε) ℓ + ε mean_v(−log p_v) (Szegedy et al. 2016). `logit_offset` [vocabulary] is added to the logits (logit
-    adjustment, Menon et al. 2021: τ log π_v).
+    adjustment, Menon et al. 2021: τ log π_v). Weights of fewer types than the model predicts (rows padded to a multiple of 64)
+    are 0 for the rest; ValueError for any other difference in length.
     """
 
     token_weights: Tensor | None = None
@@ -184,15 +185,25 @@ class Objective:
         kept = targets.clamp(min=0)
         scale = torch.as_tensor(scale, device=logits.device)
         if self.logit_offset is not None:
-            logits = logits + self.logit_offset.to(logits.device)
+            logits = logits + self._by_type("logit_offset", logits)
         if self.token_weights is not None:
-            scale = scale * self.token_weights.to(logits.device)[kept]
+            scale = scale * self._by_type("token_weights", logits)[kept]
         total, *_ = token_cross_entropy(logits, targets, scale, with_accuracy=False)
         if self.label_smoothing:  # log p differs from the logits by the same number at target and mean
             logits = logits.float()
             excess = logits.gather(1, kept[:, None])[:, 0] - logits.mean(dim=1)
             total = total + self.label_smoothing * (scale * torch.where(targets == IGNORE_INDEX, 0.0, excess)).sum()
         return total
+
+    def _by_type(self, name: str, logits: Tensor) -> Tensor:
+        values = torch.as_tensor(getattr(self, name), dtype=torch.float32, device=logits.device)
+        n_missing = logits.shape[-1] - len(values)
+        if n_missing < 0 or (n_missing and name == "logit_offset"):
+            raise ValueError(
+                f"objective: {name} has {len(values):,} entries and the model predicts {logits.shape[-1]:,} token types; give "
+                "one per type"
+            )
+        return torch.nn.functional.pad(values, (0, n_missing)) if n_missing else values
 
 
 class TokenLossFunction:

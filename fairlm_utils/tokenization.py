@@ -242,7 +242,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if (
         type(by_class) is not type(tokenizer)
         and by_class.is_fast
-        and as_text(by_class).encode(_PROBE).ids != as_text(tokenizer).encode(_PROBE).ids
+        and _ids_of_probe(by_class) != _ids_of_probe(tokenizer)
     ):
         print(
             f"{name}: transformers' {type(by_class).__name__} tokenizes otherwise than tokenizer.json; "
@@ -250,6 +250,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         )
     tokenizer.chat_template = None  # not used here, and saved under names that its folder chooses
     return tokenizer
+
+
+def _ids_of_probe(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    try:
+        return as_text(tokenizer).encode(_PROBE).ids
+    except Exception:  # tokenizers has no other: the vocabulary lacks the class's unknown token
+        return None
 
 
 def _with_ids_of_file(tokenizer: Tokenizer, path: Path) -> Tokenizer | None:
@@ -334,14 +341,20 @@ def encode(
     With `bos` each document begins with the BOS token (blocks that are packed may then begin in mid-document, without
     one). Documents are text: the spelling of a special token in one is tokenized like any other, and what the tokenizer
     would truncate, pad, drop out or add by itself is left out. Ids are uint16 if the vocabulary fits, else uint32. Works
-    a batch at a time: memory holds the ids and little else.
+    a batch at a time: memory holds the ids and little else. Raises ParameterError for a text that it has no tokens for, not
+    even an unknown one.
     """
     fast, dtype = as_text(tokenizer), np.uint16 if n_ids(tokenizer) <= 2**16 else np.uint32
     front, end = [tokenizer.bos_token_id] if bos else [], tokenizer.eos_token_id
     parts: list[np.ndarray] = []
     lengths: list[int] = []
     for batch in _batches(documents, "tokenizing"):
-        encoded = [[*front, *e.ids, end] for e in fast.encode_batch_fast(batch, add_special_tokens=False)]
+        try:
+            encoded = [[*front, *e.ids, end] for e in fast.encode_batch_fast(batch, add_special_tokens=False)]
+        except Exception as error:  # tokenizers has no other
+            raise ParameterError(
+                f"tokenizer: cannot tokenize these documents ({first_line(error)}); choose another, or mend its tokenizer.json"
+            ) from error
         lengths += map(len, encoded)
         parts.append(np.concatenate([np.asarray(ids, dtype=dtype) for ids in encoded]))
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64) if lengths else np.zeros(0, np.int64)

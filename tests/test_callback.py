@@ -180,8 +180,9 @@ def test_bfloat16_autocast_agrees(tmp_path):
 
 @pytest.mark.parametrize(
     "counts, said",
-    [(np.ones(VOCABULARY + 1), "token types"), (np.full(VOCABULARY, 0.5), "whole"), (-np.ones(4), "whole")],
-)
+    [(np.ones(VOCABULARY + 1), "token types"), (np.full(VOCABULARY, 0.5), "whole"), (-np.ones(4), "whole"),
+     (["a"] * VOCABULARY, "one number per token id"), (np.zeros(VOCABULARY), "no token type occurs")],
+)  # fmt: skip
 def test_counts_that_are_not_the_vocabularys_are_refused(tmp_path, counts, said):
     t = trainer(tmp_path, Ids())
     with pytest.raises(ValueError, match=said):
@@ -304,6 +305,53 @@ def test_a_second_callback_is_refused_until_the_first_has_stopped(tmp_path):
     TokenFrequencyCallback(t, COUNTS)
     t.train()
     assert "token_balanced_loss" in t.state.log_history[0]
+
+
+@pytest.mark.parametrize("by", ["type", "object"])
+def test_it_ends_when_the_trainer_removes_it(tmp_path, by):
+    t = trainer(tmp_path, Ids(), Ids(13), max_steps=6, logging_steps=6)
+    first = TokenFrequencyCallback(t, COUNTS, Objective(label_smoothing=0.5))
+    t.remove_callback(TokenFrequencyCallback if by == "type" else first)
+    t.train()
+    plain = trainer(tmp_path, Ids(), Ids(13), max_steps=6, logging_steps=6)
+    plain.train()
+    assert t.state.log_history[0].keys() == plain.state.log_history[0].keys()
+    assert t.state.log_history[0]["loss"] == plain.state.log_history[0]["loss"]
+    assert t.evaluate().keys() == plain.evaluate().keys()
+    TokenFrequencyCallback(t, COUNTS)
+    t.train()
+    expect(t.state.log_history[0], slow(gpt2(), Ids()), COUNTS)
+    expect(t.evaluate(), slow(gpt2(), Ids(13)), COUNTS, "eval_")
+
+
+def test_added_a_second_time_it_records_once_and_stops_whole(tmp_path):
+    t = trainer(tmp_path, Ids(), Ids(13), max_steps=6, logging_steps=6)
+    t.add_callback(callback := TokenFrequencyCallback(t))
+    t.train()
+    expect(t.state.log_history[0], slow(gpt2(), Ids()), COUNTS)
+    callback.stop()
+    assert callback not in t.callback_handler.callbacks and "eval_token_balanced_loss" not in t.evaluate()
+
+
+class OwnLogs(TrainerCallback):
+    """Logs as Trainers' users do, with names of the Trainer's own."""
+
+    def on_step_begin(self, args, state, control, **_):
+        self.trainer.log({"loss": 1.0, "learning_rate": 1e-3, "grad_norm": 1.0})
+
+    def on_prediction_step(self, args, state, control, **_):
+        self.trainer.log({"eval_loss": 1.0})
+
+
+def test_logs_of_the_users_own_take_nothing(tmp_path):
+    t = trainer(tmp_path, Ids(), Ids(13), max_steps=6, logging_steps=6)
+    TokenFrequencyCallback(t, COUNTS)
+    t.add_callback(own := OwnLogs())
+    own.trainer = t
+    t.train()
+    (logged,) = (x for x in t.state.log_history if "token_balanced_loss" in x)
+    expect(logged, slow(gpt2(), Ids()), COUNTS)
+    expect(t.evaluate(Ids(13), metric_key_prefix="train"), slow(gpt2(), Ids(13)), COUNTS, "train_")
 
 
 class Halt(TrainerCallback):
@@ -621,6 +669,48 @@ def test_a_name_that_does_not_exist_or_is_maximised_is_refused(tmp_path, metric,
     t = trainer(tmp_path, Ids(), Ids(8), metric_for_best_model=metric, **options)
     with pytest.raises(ValueError, match=said):
         TokenFrequencyCallback(t, COUNTS)
+
+
+def test_an_objective_of_another_length_is_refused_or_zero_beyond(tmp_path):
+    def make(*args, **kwargs):
+        t = Trainer(*args, **kwargs)
+        t.model.resize_token_embeddings(64, mean_resizing=False)
+        return t
+
+    weights = loss_weights(COUNTS, 0.5)  # of the tokenizer's length
+    logged = []
+    for given in (weights, torch.cat([weights, torch.zeros(14)]), weights.numpy()):
+        t = trainer(tmp_path, Ids(), make=make)
+        TokenFrequencyCallback(t, COUNTS, Objective(given))
+        t.train()
+        logged.append(t.state.log_history[0]["loss"])
+    assert logged[0] == logged[1] == logged[2]
+    for wrong in (Objective(torch.ones(65)), Objective(logit_offset=torch.zeros(VOCABULARY))):
+        t = trainer(tmp_path, Ids(), make=make)
+        with pytest.raises(ValueError, match="predicts 64 token types; give one per type"):
+            TokenFrequencyCallback(t, COUNTS, wrong)
+
+
+def test_a_model_of_few_positions_is_recorded(tmp_path):
+    def few(*args, **kwargs):
+        args[0].config.n_positions = args[0].transformer.wpe.num_embeddings = 6
+        args[0].transformer.wpe.weight.data = args[0].transformer.wpe.weight.data[:6]
+        return Trainer(*args, **kwargs)
+
+    t = trainer(tmp_path, Ids(), make=few, max_steps=6, logging_steps=6)
+    TokenFrequencyCallback(t, COUNTS)
+    t.train()
+    expect(t.state.log_history[0], slow(gpt2(), Ids()), COUNTS)
+
+
+def test_a_damaged_record_of_a_checkpoint_is_named(tmp_path):
+    t = trainer(tmp_path, Ids(), save_strategy="steps", save_steps=3)
+    TokenFrequencyCallback(t)
+    t.train()
+    checkpoint = tmp_path / "out" / "checkpoint-3"
+    (checkpoint / STATE).write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=f"{STATE}: cannot be read .* remove the file"):
+        t.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_a_resized_embedding_is_followed(tmp_path):

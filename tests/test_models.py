@@ -127,6 +127,16 @@ def test_causal_architectures_pass_the_check(kind):
     models.check_causal(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **CAUSAL[kind])))
 
 
+def test_the_positions_of_a_model_whose_config_calls_them_max_seq_len():
+    config = AutoConfig.for_model("mpt", vocab_size=50, d_model=16, n_layers=1, n_heads=2, max_seq_len=16)
+    ids = torch.zeros(1, 17, dtype=torch.long)
+    with pytest.raises(RuntimeError):
+        AutoModelForCausalLM.from_config(config)(ids)
+    models.check_context(config, 16, "mpt")
+    with pytest.raises(ParameterError, match="17 is longer than the 16 positions"):
+        models.check_context(config, 17, "mpt")
+
+
 @pytest.mark.parametrize("kind", NOT_CAUSAL)
 def test_other_architectures_do_not_and_are_not_trained(kind, tmp_path):
     config = AutoConfig.for_model(kind, **NOT_CAUSAL[kind])

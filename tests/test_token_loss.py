@@ -227,5 +227,8 @@ def test_a_bare_loop_over_any_model_keeps_the_same_record():
     assert record["n_v_3-8_loss"] == pytest.approx(np.mean(rare), rel=1e-5)
     with pytest.raises(ValueError, match="one count per type"):
         loss_by_frequency(sums.read(), np.ones(19))
+    with pytest.raises(ValueError, match="relative frequencies"):
+        loss_by_frequency(sums.read(), np.full(len(sums.read()), 0.05))
+    assert loss_by_frequency(sums.read(), sums.read()[:, 0].tolist()) == record
     with pytest.raises(ValueError, match="expected"):
         sums.record(logits, y[:, 1:])

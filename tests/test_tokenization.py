@@ -352,6 +352,15 @@ def test_bos_follows_the_tokenizers_rule_or_the_parameter(byte_level):
     assert ids.tolist() == [1, *pieces, 2, 1, *pieces, *pieces, 2] and starts.tolist() == [0, 2 + len(pieces)]
 
 
+def test_a_tokenizer_without_a_token_for_unknown_words_says_so():
+    fast = Tokenizer(models.WordLevel({"</s>": 0, "the": 1}, unk_token="<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="</s>")
+    assert encode(tokenizer, ["the the"])[0].tolist() == [1, 1, 0]
+    with pytest.raises(ParameterError, match="cannot tokenize these documents"):
+        encode(tokenizer, ["the cat"])
+
+
 def test_a_corpus_whose_documents_begin_with_bos(miniature, capsys):
     plain, begun = (tokenization.tokenize_corpus(miniature(data_seed=7, bos=bos)) for bos in ("auto", "yes"))
     said = capsys.readouterr().out
