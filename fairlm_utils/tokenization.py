@@ -228,6 +228,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
                 tokenizer.add_special_tokens({role: token})
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ParameterError(f"tokenizer: {name!r} is not a fast tokenizer with an end-of-text token; choose another")
+    if tokenizer.get_vocab().keys() <= tokenizer.get_added_vocab().keys():  # transformers makes one of nothing
+        raise ParameterError(
+            f"tokenizer: {name!r} has special tokens and no vocabulary; save the model's tokenizer there (save_pretrained)"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.backend_tokenizer.no_truncation()
