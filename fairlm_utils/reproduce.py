@@ -59,6 +59,8 @@ def reproduce(
     values = params.read(file, overrides)
     points = params.expand(values, str(file))
     folder = Path(points[0].runs_dir) / points[0].experiment
+    if save_results:
+        runs.check_writable(Path(save_results) / "experiment.json")
     with own_process() as pool:
         asked = dict.fromkeys((p.model, p.vocab_size, p.context) for p in points)
         pool.submit(_check_models, list(asked)).result()

@@ -218,9 +218,9 @@ def is_main_process() -> bool:
 
 
 def device(p: TrainingParams | AuditParams) -> str:
-    """The device a run uses: cuda if asked for or found, else cpu. RuntimeError if cuda is asked for and absent."""
+    """The device a run uses: cuda if asked for or found, else cpu. RunError if cuda is asked for and absent."""
     if p.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("device: cuda is asked for and no GPU is visible; set device to auto or cpu")
+        raise runs.RunError("device: cuda is asked for and no GPU is visible; set device to auto or cpu")
     return "cpu" if p.device == "cpu" or not torch.cuda.is_available() else "cuda"
 
 

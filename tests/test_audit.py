@@ -400,6 +400,39 @@ def test_the_command_explains_what_is_wrong_and_writes_nothing(corpus_file, tmp_
     assert "tokenizer" in capsys.readouterr().err and not report.exists()
 
 
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["-p", "context", "16", "-p", "context", "8"], "-p context: is given 2 times"),
+        (["-p", "corpus", "imdb"], "-p corpus: is given already"),
+        (["-p", "steps", "3"], "steps: is a parameter of other notebooks"),
+        (["--report", "."], "cannot be written (it is a folder)"),
+        (["--report", "x" * 300], "cannot be written"),
+        (["--tables", "taken"], "taken/totals.csv: cannot be written"),
+    ],
+)
+def test_what_would_be_ignored_or_cannot_be_written_is_said_before_the_audit(
+    more, said, folder, corpus_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setattr(audit, "audits", lambda p: pytest.fail("it has begun"))
+    assert audit.main([str(folder), str(corpus_file), *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_names_may_begin_at_home_and_may_be_too_long_for_a_path(folder, corpus_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    asked = []
+    monkeypatch.setattr(audit, "audits", lambda p: asked.append(p.audited_model) or pytest.skip())
+    with pytest.raises(pytest.skip.Exception):
+        audit.main([f"~/{folder.name}", str(corpus_file), "--report", str(tmp_path / "a.html")])
+    assert asked == [str(folder.resolve())]
+    monkeypatch.undo()
+    assert audit.main(["m" * 300, str(corpus_file), "--report", str(tmp_path / "a.html")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
 def test_kinds_of_a_byte_level_vocabulary(documents):
     from fairlm_utils.tokenization import KINDS, token_kinds
 
