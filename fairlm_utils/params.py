@@ -40,8 +40,8 @@ from ruamel.yaml.error import YAMLError
 BYTE_ALPHABET = 256
 #: An experiment file is a page of text: no more bytes, no deeper nesting.
 MAX_FILE_BYTES, MAX_DEPTH = 10**6, 20
-#: The longest name of a file that common file systems take.
-MAX_NAME_BYTES = 255
+#: The longest name of a file that common file systems take, and the longest path, less what is made below `runs_dir`.
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 3000
 #: Folder of runs_dir that holds tokenized corpora, and so no experiment.
 TOKENIZED = "tokenized"
 
@@ -52,9 +52,19 @@ Bos = Annotated[
     Literal["auto", "yes", "no"],
     BeforeValidator(lambda value: ("no", "yes")[value] if isinstance(value, bool) else value),
 ]
+
+
+def _path_name(name: str) -> str:
+    name = os.path.expanduser(name)
+    encoded = os.fsencode(name)
+    if len(encoded) > MAX_PATH_BYTES or any(len(part) > MAX_NAME_BYTES for part in encoded.split(b"/")):
+        raise ValueError(f"is too long for a path, of at most {MAX_NAME_BYTES} bytes a name, {MAX_PATH_BYTES} in all")
+    return name
+
+
 #: A name that may be that of a file or folder: `~` is the home folder, in an experiment file as in a shell.
-PathName = Annotated[str, AfterValidator(os.path.expanduser)]
-PathNames = Annotated[list[str], AfterValidator(lambda names: [os.path.expanduser(name) for name in names])]
+PathName = Annotated[str, AfterValidator(_path_name)]
+PathNames = Annotated[list[str], AfterValidator(lambda names: [_path_name(name) for name in names])]
 
 
 class ParameterError(ValueError):

@@ -67,6 +67,7 @@ def reproduce(
         runs.check_experiment(points)
         texts = pool.submit(texts_now, points).result()
     runs.check_texts(folder, texts)
+    runs.check_writable(folder / "01_tokenization.ipynb")
     single = {k: v for k, v in values.items() if not params.is_grid(k, v)}
 
     done = {"01 tokenization": _notebook("01_tokenization", folder, single, json.dumps(texts, sort_keys=True))}

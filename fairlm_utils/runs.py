@@ -295,9 +295,10 @@ def config_digest(model: str) -> dict[str, str]:
     """Digest of what the config file of a model says, under the key "config"; nothing if `model` is no file or folder."""
     path = Path(model)
     path = path / "config.json" if path.is_dir() else path
-    if not path.is_file():
+    try:
+        text = json.dumps(json.loads(path.read_text(encoding="utf-8")), sort_keys=True)
+    except (OSError, ValueError):  # no file, or none that a model can be made from
         return {}
-    text = json.dumps(read_json(path), sort_keys=True)
     return {"config": hashlib.sha256(text.encode()).hexdigest()}
 
 

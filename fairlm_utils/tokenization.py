@@ -76,7 +76,7 @@ def cache_dir(p: TokenizationParams) -> Path:
     if p.tokenizer != "bpe" and Path(p.tokenizer).exists():  # a folder may hold another tokenizer tomorrow
         sources.append(files_state(Path(p.tokenizer)))
     digest = hashlib.sha256(json.dumps([made_from, *sources, _FORMAT], sort_keys=True).encode()).hexdigest()
-    return runs.within(p.runs_dir, "tokenized", f"{Path(p.corpus).stem}-{digest[:12]}")
+    return runs.within(p.runs_dir, "tokenized", f"{Path(p.corpus).stem[:60]}-{digest[:12]}")
 
 
 def tokenize_corpus(p: TokenizationParams) -> TokenizedCorpus:

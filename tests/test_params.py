@@ -119,6 +119,13 @@ def test_the_home_folder_is_known_wherever_a_path_may_be_given(tmp_path, monkeyp
     assert params.RemediesParams.check({"remedy_results": ["~/a", "b~"]}).remedy_results == [f"{tmp_path}/a", "b~"]
 
 
+@pytest.mark.parametrize("name", ["corpus", "corpus_path", "tokenizer", "model", "runs_dir"])
+@pytest.mark.parametrize("value", ["x" * 300, "é" * 200, "/a/" + "b" * 256 + "/c", "d/" * 3000], ids=len)
+def test_what_is_too_long_for_a_path_is_a_clear_error(name, value):
+    with pytest.raises(ParameterError, match=f"- {name}: is too long for a path"):
+        EvaluationParams.check({name: value})
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
 def test_every_experiment_file_is_valid_and_every_line_commented(file):
     points = params.expand(params.read(file), str(file))
