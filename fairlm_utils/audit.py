@@ -316,6 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = overridden(options.overrides)
         if twice := sorted(values.keys() & given.keys()):
             raise ParameterError(f"-p {twice[0]}: is given already, as {values[twice[0]]!r}; keep one")
+        given |= {
+            k: _resolved(v) for k, v in given.items() if isinstance(v, str) and (k in named or k == "corpus_path")
+        }
         p = AuditParams.check(values := {**values, **given}, "audit")
         for file in (report, *([tables / "totals.csv"] if tables else [])):
             runs.check_writable(file)

@@ -421,13 +421,25 @@ def test_what_would_be_ignored_or_cannot_be_written_is_said_before_the_audit(
     assert said in capsys.readouterr().err
 
 
-def test_names_may_begin_at_home_and_may_be_too_long_for_a_path(folder, corpus_file, tmp_path, capsys, monkeypatch):
+def test_names_are_those_of_where_one_stands_or_of_home_and_may_be_too_long_for_a_path(
+    folder, corpus_file, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setenv("HOME", str(folder.parent))
     asked = []
-    monkeypatch.setattr(audit, "audits", lambda p: asked.append(p.audited_model) or pytest.skip())
+    monkeypatch.setattr(audit, "audits", lambda p: asked.append((p.audited_model, p.corpus_path)) or pytest.skip())
+    monkeypatch.chdir(corpus_file.parent)
+    arguments = [
+        f"~/{folder.name}",
+        "imdb",
+        "--report",
+        str(tmp_path / "a.html"),
+        "-p",
+        "corpus_path",
+        corpus_file.name,
+    ]
     with pytest.raises(pytest.skip.Exception):
-        audit.main([f"~/{folder.name}", str(corpus_file), "--report", str(tmp_path / "a.html")])
-    assert asked == [str(folder.resolve())]
+        audit.main(arguments)
+    assert asked == [(str(folder.resolve()), str(corpus_file.resolve()))]
     monkeypatch.undo()
     assert audit.main(["m" * 300, str(corpus_file), "--report", str(tmp_path / "a.html")]) == 2
     assert "audited_model: is too long for a path" in capsys.readouterr().err
