@@ -73,8 +73,15 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
         counts = token_counts(train, vocab_size)
     data = training.Blocks(*blocks(ids, starts, p.context, packing=True, max_blocks=p.max_heldout_blocks, bos=bos))
     batches: list[np.ndarray] = []
-    with training.threads(p.n_threads):
-        predictions = token_sums(model, data, p.eval_batch_size, getattr(torch, p.dtype), losses=batches)
+    try:
+        with training.threads(p.n_threads):
+            predictions = token_sums(model, data, p.eval_batch_size, getattr(torch, p.dtype), losses=batches)
+    except (RuntimeError, MemoryError) as error:
+        if not training.is_out_of_memory(error):
+            raise
+        raise runs.RunError(
+            f"out of memory at eval_batch_size {p.eval_batch_size}: lower it, which has no effect on the results, or context"
+        ) from error
     losses, labels = np.concatenate(batches), data.labels.numpy()
     norms = embedding_norms(model)
     table = token_table(predictions.by_type, counts, tokenizer)
@@ -247,7 +254,7 @@ def read_counts(path: str | Path, vocab_size: int) -> np.ndarray:
     Raises ParameterError if it cannot be read, lacks a column, or holds ids or counts that cannot be.
     """
     try:
-        table = pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
+        table = pd.read_parquet(path) if Path(path).suffix.casefold() == ".parquet" else pd.read_csv(path)
         ids, counts = table["token_id"].to_numpy(), table["count"].to_numpy()
     except Exception as error:  # the parsers of both formats raise their own
         raise ParameterError(

@@ -316,7 +316,7 @@ def test_the_verdict_follows_the_interval():
     assert "33% against 22%" in answers.verdict(finding(3.0, 2.0, (0.5, 1.5)))
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".PARQUET"])
 def test_counts_from_a_file_make_the_bins(folder, corpus_file, tmp_path, suffix):
     table = pd.DataFrame({"token_id": [5, 6, 7], "count": [1, 30, 300]})
     path = tmp_path / f"counts{suffix}"
@@ -353,6 +353,19 @@ def test_a_vocabulary_of_152_000_types_is_audited_a_batch_at_a_time(tmp_path, do
     p = AuditParams.check(values(tmp_path, corpus_file, eval_batch_size=2))
     found = audit.audit(p, p.audited_model, load_corpus(p))
     assert found.totals["n_tokens"] == 300 and abs(found.totals["average_loss"] - np.log(152_000)) < 1
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=lambda e: type(e).__name__
+)
+def test_too_little_memory_says_what_to_lower(error, folder, corpus_file, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(audit, "token_sums", fail)
+    p = AuditParams(corpus=str(corpus_file), context=16, device="cpu", eval_batch_size=4)
+    with pytest.raises(runs.RunError, match="out of memory at eval_batch_size 4: lower it"):
+        audit.audit(p, str(folder), load_corpus(p))
 
 
 def test_a_context_beyond_the_model_and_a_folder_without_a_model_are_refused(folder, corpus_file, tmp_path):
