@@ -87,9 +87,9 @@ def level(a: Audit) -> str:
     )
 
 
-def _usual(table: pd.DataFrame, size: str = "n_types") -> pd.DataFrame:
-    large = table[table[size] >= MIN_TYPES]
-    return large if len(large) else table
+def _usual(table: pd.DataFrame) -> pd.DataFrame:
+    large = table[table["n_types"] >= MIN_TYPES]
+    return large if len(large) > 1 else table  # one alone cannot be compared
 
 
 def gain_title(audits: Sequence[Audit]) -> str:
@@ -125,8 +125,9 @@ def frequency_curve(a: Audit) -> str:
     rise, own = rare["loss"] - frequent["loss"], rare["unigram"] - frequent["unigram"]
     over = rare["loss_occurrences"] - frequent["loss_occurrences"]
     least = bins.loc[bins["gain"].idxmin()]
+    large = f" (bins of at least {MIN_TYPES} types)" if bins["n_types"].min() >= MIN_TYPES else ""
     return (
-        f"{a.label}: from n_v {frequent['bin']} to {rare['bin']} (bins of at least {MIN_TYPES} types) the loss changes by "
+        f"{a.label}: from n_v {frequent['bin']} to {rare['bin']}{large} the loss changes by "
         f"{rise:+.2f} nats over types ({over:+.2f} over occurrences), the unigram's by {own:+.2f}; the smallest gain over it is at "
         f"n_v {least['bin']}: {least['gain']:+.2f} over types, "
         f"{least['gain_occurrences']:+.2f} over occurrences"

@@ -29,13 +29,12 @@ from fairlm_utils.corpora import Corpus, CorpusError, load_corpus
 from fairlm_utils.evaluation import check_ids, token_sums, token_table
 from fairlm_utils.models import check_causal, check_context, load_model, n_rows
 from fairlm_utils.params import (
-    ALL_FIELDS,
     AuditParams,
     ParameterError,
     TrainingParams,
     add_override_option,
     first_line,
-    parse,
+    overridden,
 )
 from fairlm_utils.report import notebook_html
 from fairlm_utils.sweep import run_notebook
@@ -74,8 +73,15 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
         counts = token_counts(train, vocab_size)
     data = training.Blocks(*blocks(ids, starts, p.context, packing=True, max_blocks=p.max_heldout_blocks, bos=bos))
     batches: list[np.ndarray] = []
-    with training.threads(p.n_threads):
-        predictions = token_sums(model, data, p.eval_batch_size, getattr(torch, p.dtype), losses=batches)
+    try:
+        with training.threads(p.n_threads):
+            predictions = token_sums(model, data, p.eval_batch_size, getattr(torch, p.dtype), losses=batches)
+    except (RuntimeError, MemoryError) as error:
+        if not training.is_out_of_memory(error):
+            raise
+        raise runs.RunError(
+            f"out of memory at eval_batch_size {p.eval_batch_size}: lower it, which has no effect on the results, or context"
+        ) from error
     losses, labels = np.concatenate(batches), data.labels.numpy()
     norms = embedding_norms(model)
     table = token_table(predictions.by_type, counts, tokenizer)
@@ -222,6 +228,15 @@ def _short(name: str) -> str:
     return Path(name).name or name
 
 
+def _resolved(name: str) -> str:
+    """A file or folder as it is called from the project's root too; a name of the Hub as it is."""
+    try:
+        path = Path(name).expanduser()
+        return str(path.resolve()) if name and path.exists() else name
+    except (OSError, RuntimeError):  # too long for a path, no home
+        return name
+
+
 def _named(name: str) -> str:
     """A Hub id, or a folder's name without the paths of a machine; with its parent's where all are called alike."""
     path = Path(name)
@@ -239,7 +254,7 @@ def read_counts(path: str | Path, vocab_size: int) -> np.ndarray:
     Raises ParameterError if it cannot be read, lacks a column, or holds ids or counts that cannot be.
     """
     try:
-        table = pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_csv(path)
+        table = pd.read_parquet(path) if Path(path).suffix.casefold() == ".parquet" else pd.read_csv(path)
         ids, counts = table["token_id"].to_numpy(), table["count"].to_numpy()
     except Exception as error:  # the parsers of both formats raise their own
         raise ParameterError(
@@ -296,20 +311,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_override_option(parser)
     options = parser.parse_args(arguments)
-    report, tables = Path(options.report).resolve(), options.tables and Path(options.tables).resolve()
+    report, tables = (place and Path(place).expanduser().resolve() for place in (options.report, options.tables))
     named = {
         "audited_model": options.model,
         "corpus": options.corpus,
         "reference_model": options.reference,
         "counts_file": options.counts,
     }
-    values: dict[str, Any] = {k: str(Path(v).resolve()) if v and Path(v).exists() else v for k, v in named.items()}
+    values: dict[str, Any] = {k: _resolved(v) for k, v in named.items() if v}
     try:
-        values |= {k: parse(v, f"-p {k}") for k, v in options.overrides}
-        unknown = [k for k in values if k not in ALL_FIELDS]
+        given = overridden(options.overrides)
+        if twice := sorted(values.keys() & given.keys()):
+            raise ParameterError(f"-p {twice[0]}: is given already, as {values[twice[0]]!r}; keep one")
+        given |= {
+            k: _resolved(v) for k, v in given.items() if isinstance(v, str) and (k in named or k == "corpus_path")
+        }
+        p = AuditParams.check(values := {**values, **given}, "audit")
+        for file in (report, *([tables / "totals.csv"] if tables else [])):
+            runs.check_writable(file)
         runs.enter_project()
-        values = {k: v for k, v in values.items() if k in AuditParams.model_fields or k in unknown}
-        p = AuditParams.check(values, "audit")
         with contextlib.redirect_stdout(sys.stderr):  # what is printed on the way is no part of the answer
             found = audits(p)
             if tables:

@@ -100,7 +100,7 @@ def compared(audits: Sequence[Audit], table: str = "bins") -> pd.DataFrame:
         of = pd.DataFrame([{**a.facts, **a.totals}]) if table == "totals" else getattr(a, table)
         of = of.drop(columns="learning_speed", errors="ignore")  # known of runs alone
         frames.append(of.assign(label=a.label)[["label", *of]])
-    return pd.concat(frames, ignore_index=True).rename(columns=REFERENCE)
+    return pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True).rename(columns=REFERENCE)
 
 
 def baselines(audits: Sequence[Audit]) -> pd.DataFrame:

@@ -21,7 +21,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_origin
 
 import yaml as pyyaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer, ComposerError, MaxDepthExceededError
 from ruamel.yaml.constructor import DuplicateKeyError
@@ -31,8 +40,8 @@ from ruamel.yaml.error import YAMLError
 BYTE_ALPHABET = 256
 #: An experiment file is a page of text: no more bytes, no deeper nesting.
 MAX_FILE_BYTES, MAX_DEPTH = 10**6, 20
-#: The longest name of a file that common file systems take.
-MAX_NAME_BYTES = 255
+#: The longest name of a file that common file systems take, and the longest path, less what is made below `runs_dir`.
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 3000
 #: Folder of runs_dir that holds tokenized corpora, and so no experiment.
 TOKENIZED = "tokenized"
 
@@ -43,6 +52,19 @@ Bos = Annotated[
     Literal["auto", "yes", "no"],
     BeforeValidator(lambda value: ("no", "yes")[value] if isinstance(value, bool) else value),
 ]
+
+
+def _path_name(name: str) -> str:
+    name = os.path.expanduser(name)
+    encoded = os.fsencode(name)
+    if len(encoded) > MAX_PATH_BYTES or any(len(part) > MAX_NAME_BYTES for part in encoded.split(b"/")):
+        raise ValueError(f"is too long for a path, of at most {MAX_NAME_BYTES} bytes a name, {MAX_PATH_BYTES} in all")
+    return name
+
+
+#: A name that may be that of a file or folder: `~` is the home folder, in an experiment file as in a shell.
+PathName = Annotated[str, AfterValidator(_path_name)]
+PathNames = Annotated[list[str], AfterValidator(lambda names: [_path_name(name) for name in names])]
 
 
 class ParameterError(ValueError):
@@ -108,10 +130,10 @@ class Parameters(BaseModel):
 class CorpusParams(Parameters):
     """Which documents."""
 
-    corpus: str = Field(
+    corpus: PathName = Field(
         "python-docs", description="python-docs, imdb, imdb-xl, a Hub data set id, or a local folder or file"
     )
-    corpus_path: str = Field("", description="local copy of a named corpus; empty reads it from the Hub")
+    corpus_path: PathName = Field("", description="local copy of a named corpus; empty reads it from the Hub")
     text_column: str = Field("text", description="column that holds a document's text")
     txt_documents: Literal["auto", "file", "paragraph", "line"] = Field(
         "auto",
@@ -127,7 +149,7 @@ class CorpusParams(Parameters):
 class TokenizationParams(CorpusParams):
     """Parameters of `01_tokenization`."""
 
-    tokenizer: str = Field(
+    tokenizer: PathName = Field(
         "bpe", description="bpe trains one on the corpus; else a Hub id or folder of a pre-trained one"
     )
     vocab_size: int = Field(1024, ge=1, description="types a trained BPE learns, to which 5 special tokens are added")
@@ -139,7 +161,7 @@ class TokenizationParams(CorpusParams):
     low_frequency_percentile: float = Field(
         95.0, gt=0, lt=100, description="types at or below this percentile of the counts are low-frequency"
     )
-    runs_dir: str = Field("runs", min_length=1, description="folder of everything generated")
+    runs_dir: PathName = Field("runs", min_length=1, description="folder of everything generated")
 
     @model_validator(mode="after")
     def _vocabulary_holds_the_bytes(self) -> Self:
@@ -165,7 +187,7 @@ class TrainingParams(TokenizationParams):
     )
     max_train_blocks: int = Field(192, ge=0, description="training blocks, 0 takes all")
     max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")
-    model: str = Field(
+    model: PathName = Field(
         "qwen2-tiny", description="a name of fairlm_utils.models.REGISTRY, a config JSON file, or a Hub id"
     )
     weight_decay: float = Field(0.1, ge=0, description="AdamW decoupled weight decay λ")
@@ -289,7 +311,7 @@ class EvaluationParams(TrainingParams):
 class FiguresParams(Parameters):
     """Parameters of `04_figures`."""
 
-    results: str = Field(
+    results: PathName = Field(
         "results/quick", min_length=1, description="folder of result tables, or runs/EXPERIMENT with finished runs"
     )
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
@@ -310,11 +332,13 @@ class TheoryParams(FiguresParams):
 class GeneralizationParams(Parameters):
     """Parameters of `06_generalization`."""
 
-    memorising: str = Field(
+    memorising: PathName = Field(
         "results/lambda-memorising", min_length=1, description="results of runs that see each block many times"
     )
-    onepass: str = Field("results/lambda-onepass", min_length=1, description="results of runs that see each block once")
-    more_results: list[str] = Field(
+    onepass: PathName = Field(
+        "results/lambda-onepass", min_length=1, description="results of runs that see each block once"
+    )
+    more_results: PathNames = Field(
         ["results/quick", "results/contexts", "results/imdb-small", "results/imdb-onepass"],
         description="results at other corpora, contexts and scales",
     )
@@ -325,7 +349,7 @@ class GeneralizationParams(Parameters):
 class RemediesParams(Parameters):
     """Parameters of `07_remedies`."""
 
-    remedy_results: list[str] = Field(
+    remedy_results: PathNames = Field(
         ["results/remedies-memorising", "results/remedies-onepass"],
         min_length=1,
         description="results of experiments with variants, one a regime",
@@ -336,14 +360,14 @@ class RemediesParams(Parameters):
 class AuditParams(CorpusParams):
     """Parameters of `08_audit`."""
 
-    audited_model: str = Field(
+    audited_model: PathName = Field(
         "", description="Hub id or local folder of a causal LM; empty audits two models of 02_training"
     )
-    reference_model: str = Field("", description="a second model to compare with, empty for none")
-    counts_file: str = Field(
+    reference_model: PathName = Field("", description="a second model to compare with, empty for none")
+    counts_file: PathName = Field(
         "", description="CSV or Parquet with columns token_id and count; empty counts the training documents"
     )
-    tables_folder: str = Field("", description="tables of an earlier audit to show; empty makes the audit")
+    tables_folder: PathName = Field("", description="tables of an earlier audit to show; empty makes the audit")
     bos: Bos = Field("auto", description="documents begin with the BOS token, auto as the tokenizer's own rule has it")
     context: int = Field(64, ge=2, description="tokens a block")
     max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")
@@ -356,7 +380,7 @@ class AuditParams(CorpusParams):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 parameters")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
     n_threads: int = Field(1, ge=1, description="CPU threads")
-    runs_dir: str = Field("runs", min_length=1, description="folder of everything generated")
+    runs_dir: PathName = Field("runs", min_length=1, description="folder of everything generated")
 
 
 #: Notebook (its file's stem) and the class of its parameters.
@@ -399,12 +423,17 @@ def read(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> dict[st
     if not isinstance(values, dict):
         raise ParameterError(f"{path}: must be a flat mapping `parameter: value`")
     _check_both_read(values, text, str(path))
+    values |= overridden(overrides)
+    expand(values, source=str(path))
+    return values
+
+
+def overridden(overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """What `-p NAME VALUE` on a command line set. Raises ParameterError for a name given twice and what is not YAML."""
     given = [name for name, _ in overrides]
     if repeated := sorted({name for name in given if given.count(name) > 1}):
         raise ParameterError(f"-p {repeated[0]}: is given {given.count(repeated[0])} times; keep one")
-    values |= {name: parse(value, f"-p {name}") for name, value in overrides}
-    expand(values, source=str(path))
-    return values
+    return {name: parse(value, f"-p {name}") for name, value in overrides}
 
 
 class _Composer(Composer):
@@ -537,7 +566,7 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
 def _describe(error: Mapping[str, Any], cls: type[Parameters]) -> str:
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return _unknown(name, ALL_FIELDS)
+        return f"{name}: is a parameter of other notebooks" if name in ALL_FIELDS else _unknown(name, ALL_FIELDS)
     message = str(error["msg"]).removeprefix("Value error, ")
     if not name:
         return message

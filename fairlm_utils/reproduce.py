@@ -59,12 +59,15 @@ def reproduce(
     values = params.read(file, overrides)
     points = params.expand(values, str(file))
     folder = Path(points[0].runs_dir) / points[0].experiment
+    if save_results:
+        runs.check_writable(Path(save_results) / "experiment.json")
     with own_process() as pool:
         asked = dict.fromkeys((p.model, p.vocab_size, p.context) for p in points)
         pool.submit(_check_models, list(asked)).result()
         runs.check_experiment(points)
         texts = pool.submit(texts_now, points).result()
     runs.check_texts(folder, texts)
+    runs.check_writable(folder / "01_tokenization.ipynb")
     single = {k: v for k, v in values.items() if not params.is_grid(k, v)}
 
     done = {"01 tokenization": _notebook("01_tokenization", folder, single, json.dumps(texts, sort_keys=True))}

@@ -79,7 +79,7 @@ _RESTORE = "restore it, or make it again by the command in its README.md"
 #: What a run's results are: weights, learning curves, per-token tables and small tables.
 RESULT_FILES = ("model/*.safetensors", "learning_curves.safetensors", "tokens_*.parquet", "tables/*.csv")
 SEAL = "sha256.json"
-#: Which text a run was made from: digests of the documents and of their token ids.
+#: Which text a run was made from: digests of the documents, of their token ids, and of the model's config if that is a file.
 TEXT = "text.json"
 #: What the characters of our own messages are where a terminal lacks them.
 _PLAIN = {
@@ -170,6 +170,18 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
             table.to_parquet(temporary, index=False)
 
 
+def check_writable(file: Path) -> None:
+    """Raise RunError if `file` cannot be written, before the work whose result it is to hold. Makes its folder."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+        if file.is_dir():
+            raise IsADirectoryError("it is a folder")
+    except OSError as error:
+        raise RunError(f"{file}: cannot be written ({error.strerror or error}); choose another place") from error
+
+
 def run_dir(p: TrainingParams) -> Path:
     """The folder of the run with these parameters.
 
@@ -247,8 +259,9 @@ def claim(p: TrainingParams) -> Path:
 def claim_text(directory: Path, p: TrainingParams, meta: Mapping[str, Any]) -> None:
     """Record in a run's text.json which text it is trained on, by `meta` of the tokenized corpus.
 
-    Raises RunError if the run was begun on another text or with another tokenizer, or if another run of its experiment was.
+    Raises RunError if the run was begun on another text, tokenizer or config, or if another run of its experiment was.
     """
+    meta = {**meta, **config_digest(p.model)}
     check_text(directory, p, meta)
     for other in sorted(path.parent for path in directory.parent.glob("*/params.json") if path.parent != directory):
         try:
@@ -258,15 +271,18 @@ def claim_text(directory: Path, p: TrainingParams, meta: Mapping[str, Any]) -> N
         if _same_text(recorded, text_identity(p.model_dump(), meta), other):
             break  # one of the same corpus stands for the rest
     if not (directory / TEXT).exists():
-        write_json(directory / TEXT, {key: meta[key] for key in ("corpus", "fingerprint", "ids") if key in meta})
+        kept = ("corpus", "fingerprint", "ids", "config")
+        write_json(directory / TEXT, {key: meta[key] for key in kept if key in meta})
 
 
 def check_text(directory: Path, p: TrainingParams, meta: Mapping[str, Any] | None) -> None:
     """Raise RunError if a run was made from another text or tokenizer than `meta` of the tokenized corpus now there.
 
-    Nothing is compared if that is None, or if the run was left unfinished by a version that did not record its text.
+    Or from another config file of its model. Of the text nothing is compared if `meta` is None, or if the run was left
+    unfinished by a version that did not record it.
     """
-    _same_text(_recorded_text(directory), text_identity(p.model_dump(), meta or {}), directory)
+    now = text_identity(p.model_dump(), {**(meta or {}), **config_digest(p.model)})
+    _same_text(_recorded_text(directory), now, directory)
 
 
 def check_texts(folder: Path, now: Mapping[str, str]) -> None:
@@ -275,12 +291,23 @@ def check_texts(folder: Path, now: Mapping[str, str]) -> None:
         _same_text(_recorded_text(path.parent), now, path.parent)
 
 
-def text_identity(known: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, str]:
-    """Digest of the text and of its token ids, each by the parameters that name it.
+def config_digest(model: str) -> dict[str, str]:
+    """Digest of what the config file of a model says, under the key "config"; nothing if `model` is no file or folder."""
+    path = Path(model)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        text = json.dumps(json.loads(path.read_text(encoding="utf-8")), sort_keys=True)
+    except (OSError, ValueError):  # no file, or none that a model can be made from
+        return {}
+    return {"config": hashlib.sha256(text.encode()).hexdigest()}
 
-    Runs of one experiment in which a key is the same and its digest is not are of two texts, or two tokenizers.
+
+def text_identity(known: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, str]:
+    """Digest of the text, of its token ids and of the model's config, each by the parameters that name it.
+
+    Runs of one experiment in which a key is the same and its digest is not are of two texts, tokenizers or models.
     """
-    found = {}
+    found = {f"model {json.dumps({'model': known['model']})}": meta["config"]} if "config" in meta else {}
     for what, key, cls in (("text", "fingerprint", CorpusParams), ("tokenizer", "ids", TokenizationParams)):
         if key in meta:
             names = cls.model_fields.keys() - TrainingParams.NOT_IDENTITY - {"low_frequency_percentile"}
@@ -303,7 +330,7 @@ def _same_text(recorded: Mapping[str, str], now: Mapping[str, str], directory: P
     for key in (shared := sorted(recorded.keys() & now.keys())):  # text before tokenizer, which may be learnt from it
         if recorded[key] != now[key]:
             what, _, named = key.partition(" ")
-            name = json.loads(named)["corpus" if what == "text" else "tokenizer"]
+            name = json.loads(named)["corpus" if what == "text" else what]
             raise RunError(
                 f"{directory}: was made from another {what}: {name!r} has changed since, and what was learnt from two is not "
                 "mixed; remove the folder to train on what is there now, put the earlier one back, or set another "
@@ -624,9 +651,8 @@ def repeat(directory: str | Path) -> dict[str, bool]:
     from fairlm_utils.tokenization import text_now
 
     directory = Path(directory)
+    _check_finished(directory, "tables/totals.csv")
     before = digests(directory, RESULT_FILES)
-    if "tables/totals.csv" not in before:
-        raise RunError(f"{directory}: no finished run to repeat; name a folder RUNS_DIR/EXPERIMENT/RUN_ID")
     values = read_json(directory / "params.json")
     values = {**EvaluationParams().model_dump(), **values}
     known = EvaluationParams.check(
@@ -639,9 +665,15 @@ def repeat(directory: str | Path) -> dict[str, bool]:
     return {name: after.get(name) == digest for name, digest in before.items()}
 
 
+def _check_finished(directory: Path, last: str) -> None:
+    if not (directory / last).exists():
+        raise RunError(f"{directory}: no finished run; name a folder RUNS_DIR/EXPERIMENT/RUN_ID")
+
+
 def show(directory: str | Path) -> str:
-    """Parameters, provenance and file digests of a run, as text."""
+    """Parameters, provenance and file digests of a run, as text. Raises RunError if there is no trained run."""
     directory = Path(directory)
+    _check_finished(directory, "provenance.json")
     parts = {
         "parameters": read_json(directory / "params.json"),
         "provenance": read_json(directory / "provenance.json"),

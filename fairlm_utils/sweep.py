@@ -157,12 +157,14 @@ def own_process() -> ProcessPoolExecutor:
 
 
 def texts_now(points: Sequence[EvaluationParams]) -> dict[str, str]:
-    """`runs.text_identity` of what the corpora and tokenizers of `points` are now, where that can be known."""
+    """`runs.text_identity` of what corpora, tokenizers and configs of `points` are now, where that can be known."""
     from fairlm_utils.tokenization import text_now
 
     found: dict[str, str] = {}
     for p in {tuple(getattr(p, name) for name in TokenizationParams.model_fields): p for p in points}.values():
         found |= runs.text_identity(p.model_dump(), text_now(p) or {})
+    for p in {p.model: p for p in points}.values():
+        found |= runs.text_identity(p.model_dump(), runs.config_digest(p.model))
     return found
 
 

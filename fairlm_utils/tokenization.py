@@ -76,7 +76,7 @@ def cache_dir(p: TokenizationParams) -> Path:
     if p.tokenizer != "bpe" and Path(p.tokenizer).exists():  # a folder may hold another tokenizer tomorrow
         sources.append(files_state(Path(p.tokenizer)))
     digest = hashlib.sha256(json.dumps([made_from, *sources, _FORMAT], sort_keys=True).encode()).hexdigest()
-    return runs.within(p.runs_dir, "tokenized", f"{Path(p.corpus).stem}-{digest[:12]}")
+    return runs.within(p.runs_dir, "tokenized", f"{Path(p.corpus).stem[:60]}-{digest[:12]}")
 
 
 def tokenize_corpus(p: TokenizationParams) -> TokenizedCorpus:
@@ -235,6 +235,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
                 tokenizer.add_special_tokens({role: token})
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ParameterError(f"tokenizer: {name!r} is not a fast tokenizer with an end-of-text token; choose another")
+    if tokenizer.get_vocab().keys() <= tokenizer.get_added_vocab().keys():  # transformers makes one of nothing
+        raise ParameterError(
+            f"tokenizer: {name!r} has special tokens and no vocabulary; save the model's tokenizer there (save_pretrained)"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.backend_tokenizer.no_truncation()

@@ -218,9 +218,9 @@ def is_main_process() -> bool:
 
 
 def device(p: TrainingParams | AuditParams) -> str:
-    """The device a run uses: cuda if asked for or found, else cpu. RuntimeError if cuda is asked for and absent."""
+    """The device a run uses: cuda if asked for or found, else cpu. RunError if cuda is asked for and absent."""
     if p.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("device: cuda is asked for and no GPU is visible; set device to auto or cpu")
+        raise runs.RunError("device: cuda is asked for and no GPU is visible; set device to auto or cpu")
     return "cpu" if p.device == "cpu" or not torch.cuda.is_available() else "cuda"
 
 
@@ -328,13 +328,19 @@ def _explained(p: TrainingParams) -> Iterator[None]:
             raise runs.RunError(
                 f"torch_compile: {p.model!r} cannot be compiled here ({first_line(error)}); set torch_compile: none"
             ) from error
-        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+        if not is_out_of_memory(error):
             raise
         raise runs.RunError(
             f"out of memory on {device(p)} at batch_size {p.batch_size}: halve batch_size and double "
             "gradient_accumulation_steps, which changes results by rounding alone; if one block does not fit, lower "
             "context or share the model over several devices (sharded, with torchrun)"
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of a GPU or the machine, did not suffice."""
+    said = re.search("out of memory|can't allocate memory", str(error))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(said)
 
 
 @contextmanager

@@ -316,7 +316,7 @@ def test_the_verdict_follows_the_interval():
     assert "33% against 22%" in answers.verdict(finding(3.0, 2.0, (0.5, 1.5)))
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".PARQUET"])
 def test_counts_from_a_file_make_the_bins(folder, corpus_file, tmp_path, suffix):
     table = pd.DataFrame({"token_id": [5, 6, 7], "count": [1, 30, 300]})
     path = tmp_path / f"counts{suffix}"
@@ -353,6 +353,19 @@ def test_a_vocabulary_of_152_000_types_is_audited_a_batch_at_a_time(tmp_path, do
     p = AuditParams.check(values(tmp_path, corpus_file, eval_batch_size=2))
     found = audit.audit(p, p.audited_model, load_corpus(p))
     assert found.totals["n_tokens"] == 300 and abs(found.totals["average_loss"] - np.log(152_000)) < 1
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=lambda e: type(e).__name__
+)
+def test_too_little_memory_says_what_to_lower(error, folder, corpus_file, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(audit, "token_sums", fail)
+    p = AuditParams(corpus=str(corpus_file), context=16, device="cpu", eval_batch_size=4)
+    with pytest.raises(runs.RunError, match="out of memory at eval_batch_size 4: lower it"):
+        audit.audit(p, str(folder), load_corpus(p))
 
 
 def test_a_context_beyond_the_model_and_a_folder_without_a_model_are_refused(folder, corpus_file, tmp_path):
@@ -398,6 +411,51 @@ def test_the_command_explains_what_is_wrong_and_writes_nothing(corpus_file, tmp_
     assert "did you mean context" in capsys.readouterr().err
     assert audit.main([str(tmp_path), str(corpus_file), "--report", str(report)]) == 2
     assert "tokenizer" in capsys.readouterr().err and not report.exists()
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["-p", "context", "16", "-p", "context", "8"], "-p context: is given 2 times"),
+        (["-p", "corpus", "imdb"], "-p corpus: is given already"),
+        (["-p", "steps", "3"], "steps: is a parameter of other notebooks"),
+        (["--report", "."], "cannot be written (it is a folder)"),
+        (["--report", "x" * 300], "cannot be written"),
+        (["--tables", "taken"], "taken/totals.csv: cannot be written"),
+    ],
+)
+def test_what_would_be_ignored_or_cannot_be_written_is_said_before_the_audit(
+    more, said, folder, corpus_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setattr(audit, "audits", lambda p: pytest.fail("it has begun"))
+    assert audit.main([str(folder), str(corpus_file), *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_names_are_those_of_where_one_stands_or_of_home_and_may_be_too_long_for_a_path(
+    folder, corpus_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    asked = []
+    monkeypatch.setattr(audit, "audits", lambda p: asked.append((p.audited_model, p.corpus_path)) or pytest.skip())
+    monkeypatch.chdir(corpus_file.parent)
+    arguments = [
+        f"~/{folder.name}",
+        "imdb",
+        "--report",
+        str(tmp_path / "a.html"),
+        "-p",
+        "corpus_path",
+        corpus_file.name,
+    ]
+    with pytest.raises(pytest.skip.Exception):
+        audit.main(arguments)
+    assert asked == [(str(folder.resolve()), str(corpus_file.resolve()))]
+    monkeypatch.undo()
+    assert audit.main(["m" * 300, str(corpus_file), "--report", str(tmp_path / "a.html")]) == 2
+    assert "audited_model: is too long for a path" in capsys.readouterr().err
 
 
 def test_kinds_of_a_byte_level_vocabulary(documents):

@@ -106,6 +106,26 @@ def test_a_missing_file_is_named(tmp_path):
         params.read(tmp_path / "nowhere.yaml")
 
 
+def test_the_home_folder_is_known_wherever_a_path_may_be_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "x.yaml"
+    names = ["corpus", "corpus_path", "tokenizer", "model", "runs_dir"]
+    file.write_text("".join(f"{name}: ~/{name}\n" for name in names))
+    (p,) = params.expand(params.read(file))
+    assert [getattr(p, name) for name in names] == [f"{tmp_path}/{name}" for name in names]
+    of_audit = ["audited_model", "reference_model", "counts_file", "tables_folder"]
+    audited = params.AuditParams.check({name: f"~/{name}" for name in of_audit})
+    assert [getattr(audited, name) for name in of_audit] == [f"{tmp_path}/{name}" for name in of_audit]
+    assert params.RemediesParams.check({"remedy_results": ["~/a", "b~"]}).remedy_results == [f"{tmp_path}/a", "b~"]
+
+
+@pytest.mark.parametrize("name", ["corpus", "corpus_path", "tokenizer", "model", "runs_dir"])
+@pytest.mark.parametrize("value", ["x" * 300, "é" * 200, "/a/" + "b" * 256 + "/c", "d/" * 3000], ids=len)
+def test_what_is_too_long_for_a_path_is_a_clear_error(name, value):
+    with pytest.raises(ParameterError, match=f"- {name}: is too long for a path"):
+        EvaluationParams.check({name: value})
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
 def test_every_experiment_file_is_valid_and_every_line_commented(file):
     points = params.expand(params.read(file), str(file))

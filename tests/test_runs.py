@@ -158,7 +158,9 @@ def test_a_run_is_shown_and_repeated_to_the_same_bits_and_a_difference_is_found(
     table.write_text(table.read_text().replace("0", "1", 1))
     assert runs.main(["repeat", str(run)]) == 1
     assert "DIFFERS        tables/bins.csv" in capsys.readouterr().out
-    assert runs.main(["repeat", str(run.parent)]) == 2
+    for command in ("repeat", "show"):
+        assert runs.main([command, str(run.parent)]) == 2
+        assert "no finished run; name a folder RUNS_DIR/EXPERIMENT/RUN_ID" in capsys.readouterr().err
 
 
 def _write(path, word):
@@ -259,6 +261,23 @@ def test_a_tokenizer_folder_that_was_replaced_is_noticed_and_an_old_run_without_
     runs.write_json(directory / "provenance.json", known)
     (directory / runs.TEXT).unlink()
     assert evaluation.evaluate(p) == directory
+
+
+def test_a_config_file_that_was_changed_is_noticed_and_another_spelling_of_it_is_not(own, tmp_path):
+    values = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(values))
+    p, other = (own(model=str(file), weight_decay=w) for w in (0.0, 1.0))
+    directory = evaluation.evaluate(p)
+    file.write_text(json.dumps({**values, "n_layer": 2}))
+    for make in (training.train, evaluation.evaluate, lambda p: sweep.sweep([p])):
+        for point in (p, other):
+            with pytest.raises(runs.RunError, match=f"was made from another model: '{file}' has changed"):
+                make(point)
+    file.write_text(json.dumps(values, indent=4, sort_keys=True))
+    assert evaluation.evaluate(p) == directory
+    evaluation.evaluate(other)
+    assert len(runs.load_results(directory.parent).totals) == 4
 
 
 def test_variants_of_several_vocabularies_share_their_text(own):

@@ -34,6 +34,14 @@ def test_vocabulary_is_what_was_asked_for_plus_five(documents):
     assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS.values())) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("config", [GPT2Config(), Qwen2Config(), GemmaConfig()], ids=lambda c: c.model_type)
+def test_a_folder_without_a_tokenizer_has_none(config, tmp_path):
+    """transformers makes one of special tokens alone, in which every text has no tokens."""
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ParameterError, match="no vocabulary; save the model's tokenizer there"):
+        tokenization.load_tokenizer(str(tmp_path))
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.text(max_size=60))
 @example("a </s><s> b<pad>")
