@@ -178,12 +178,11 @@ def _docstrings(root: Path) -> Iterator[str]:
 
 
 def _location(p: CorpusParams) -> Path | None:
-    """The file or folder that the corpus of `p` is read from, None if there is none; `~` is the home folder."""
+    """The file or folder that the corpus of `p` is read from, None if there is none."""
     name = p.corpus_path or ("" if p.corpus in HUB_CORPORA else p.corpus)
     try:
-        location = Path(name).expanduser()
-        return location if name.strip() and location.exists() else None
-    except (OSError, RuntimeError) as error:  # no permission, no home
+        return Path(name) if name.strip() and Path(name).exists() else None
+    except OSError as error:  # no permission
         raise CorpusError(f"corpus: {name!r} cannot be read ({first_line(error)}); name another") from error
 
 
@@ -215,8 +214,8 @@ def _hub(p: CorpusParams, hub_id: str) -> Any:
     name = p.corpus_path or p.corpus
     if not name.strip():
         raise CorpusError(f"corpus: is empty; name {PYTHON_DOCS}, a data set of the Hub, or a local file or folder")
-    if (link := Path(name).expanduser()).is_symlink():
-        raise CorpusError(f"corpus: {name!r} is a link to {os.readlink(link)!r}, which does not exist; put it back")
+    if Path(name).is_symlink():
+        raise CorpusError(f"corpus: {name!r} is a link to {os.readlink(name)!r}, which does not exist; put it back")
     if p.corpus_path:
         raise ParameterError(f"corpus_path: {p.corpus_path!r} does not exist; point it at a local copy of {hub_id}")
     if Path(name).is_absolute() or name[0] in ".~" or name.count("/") > 1 or _kind(Path(name)):

@@ -229,8 +229,8 @@ def train(p: TrainingParams) -> Path:
 
     Writes model/ (safetensors, with the tokenizer), the learning curves of every token type, params.json and, last,
     provenance.json. A run that has finished is not trained again. Raises RunError for a directory that holds another
-    run or one of another text, and for too little memory, TrainingDiverged if the loss is not finite, ParameterError if the processes of
-    torchrun cannot share the batch.
+    run or one of another text, and for too little memory, TrainingDiverged if the loss is not finite, ParameterError if the
+    processes of torchrun cannot share the batch.
     """
     if p.batch_size % n_processes():
         raise ParameterError(
