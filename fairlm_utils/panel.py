@@ -154,24 +154,16 @@ def compared(totals: pd.DataFrame, panel: str, predictions: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Pack a panel into a folder that travels, or run it for some minutes, going on where the last piece stopped."""
     parser = argparse.ArgumentParser(prog="python -m fairlm_utils.panel", description=main.__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    packing, running = (
-        commands.add_parser(name, help=text)
-        for name, text in (
-            ("pack", "make a folder of at most 64 MiB: this commit and the tokenized corpus, no documents"),
-            ("run", "train and evaluate; status 75: time is up, run the same command again"),
-        )
+    parser.add_argument("command", choices=["pack", "run"])
+    parser.add_argument("file", help="experiment file, e.g. params/paper/openelm-270m-imdb.yaml")
+    parser.add_argument("folder", nargs="?", default="build/panel", help="pack: folder to make (default: build/panel)")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="run: minutes until a piece begins its last checkpoint (default: 9)"
     )
-    for command in (packing, running):
-        command.add_argument("file", help="experiment file, e.g. params/paper/openelm-270m-imdb.yaml")
-        params.add_override_option(command)
-    packing.add_argument("folder", help="folder to make, e.g. build/panel")
-    running.add_argument(
-        "--minutes", type=float, default=9.0, help="minutes until the last checkpoint of a piece is begun (default: 9)"
-    )
+    params.add_override_option(parser)
     options = parser.parse_args(arguments)
-    deadline = time.monotonic() + 60 * getattr(options, "minutes", 0.0)
-    file, folder = Path(options.file).resolve(), Path(getattr(options, "folder", "")).resolve()
+    deadline = time.monotonic() + 60 * options.minutes
+    file, folder = Path(options.file).resolve(), Path(options.folder).resolve()
     runs.enter_project()
     try:
         points = panel_runs(file, options.overrides)

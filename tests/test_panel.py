@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from fairlm_utils import panel, runs, training
+from tests import bench
 from tests.binder import copy_repository
 
 VALUES = dict(corpus="imdb", vocab_size=300, context=16, packing=False, max_train_blocks=24, max_heldout_blocks=8, steps=40,
@@ -198,3 +199,15 @@ def test_the_command_says_when_it_is_to_be_run_again_and_when_it_is_done(make, f
 def test_the_command_refuses_what_is_not_an_experiment(tmp_path, capsys):
     assert panel.main(["run", str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_speed_of_a_panel_is_that_of_whole_batches(make, imdb, tmp_path, monkeypatch):
+    file = tmp_path / "twenty.yaml"
+    given = {"corpus_path": str(imdb), "runs_dir": make()[0].runs_dir, "max_train_blocks": 20}
+    file.write_text(yaml.safe_dump({**VALUES, **given}))
+    n_blocks = []
+    monkeypatch.setattr(bench, "train_with_trainer", lambda s, _: n_blocks.append(len(s.data)) or 2.0)
+    table = bench.bench_panel(str(file), steps=3, modes=["none"]).set_index(["packing", "Trainer"])
+    assert n_blocks == [16, 16] and table.index.tolist() == [(p, t) for p in (False, True) for t in ("ours", "stock")]
+    assert (table.xs("ours", level="Trainer")["tokens/s"] == 2 * 8 * 16 / 2.0).all()  # the first step is not timed
+    assert (table["tokens/s"] > 0).all() and table["MFU"].isna().all()  # the peak of a CPU is not known
