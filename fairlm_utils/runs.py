@@ -344,7 +344,7 @@ def provenance(p: TrainingParams, corpus: dict[str, Any], seconds: float, device
     return {
         "run_id": p.run_id(),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "git_commit": git_commit(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device,
@@ -353,6 +353,14 @@ def provenance(p: TrainingParams, corpus: dict[str, Any], seconds: float, device
         "wall_seconds": round(seconds, 1),
         "peak_memory_mb": round(peak_memory_mb()),
     }
+
+
+def _version(package: str) -> str:
+    """Version of a package, empty if it is not installed: a run needs none of those for notebooks and charts."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def peak_memory_mb() -> float:
