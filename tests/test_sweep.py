@@ -198,8 +198,10 @@ def _at_work(p, parent, seconds=300) -> psutil.Process:
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_killed_process_fails_its_run_alone(miniature, tmp_path, retries):
     killed, other = (
-        miniature(experiment="killed", runs_dir=str(tmp_path), steps=steps, window_steps=100, seed=seed)
-        for seed, steps in ((0, 300), (1, 4))
+        miniature(
+            experiment="killed", runs_dir=str(tmp_path), steps=steps, window_steps=50, checkpoint_steps=25, seed=seed
+        )
+        for seed, steps in ((0, 100), (1, 4))
     )
     outcomes = {}
     points = [killed, other]
