@@ -1,10 +1,11 @@
 """Run directories: where results lie, what they say of their origin, and how finished ones are found.
 
     RUNS_DIR/tokenized/DIGEST/           tokenizer and token ids of a corpus, shared by experiments
-    RUNS_DIR/EXPERIMENT/RUN_ID/          one (model, λ, seed): params.json, text.json, provenance.json, model/, curves, tables
+    RUNS_DIR/EXPERIMENT/RUN_ID/          one (model, λ, seed): params.json, text.json, provenance.json, model/, curves, tables,
+                                         log.txt of what a sweep's run printed; executed notebooks where a report shows it
     results/EXPERIMENT/                  the small tables of an experiment, committed
 
-Every file is written beside its place and moved there, so that a file that exists is whole. The last file a stage
+Every file but a log is written beside its place and moved there, so that a file that exists is whole. The last file a stage
 writes says that the stage is finished: `provenance.json` for training, `tables/totals.csv` for evaluation.
 
 python -m fairlm_utils.runs show RUN_DIR        # what is needed to repeat a run

@@ -260,6 +260,7 @@ def _train(p: TrainingParams, directory: Path, callbacks: Sequence[TrainerCallba
             f"machine has {physical_memory() / 1e9:,.1f} GB; choose a smaller model, or a device that holds it"
         )
     if p.torch_compile != "none":  # in place, so that names of weights stay; head and loss remain as they are
+        torch.compiler.reset()  # code compiled for earlier models of this process counts towards a limit
         model.base_model.compile(mode=p.torch_compile)
     sums = TokenSums(n_rows(model), device(p))
     recorder = RecordTokenLoss(sums, p.window_steps)

@@ -7,6 +7,7 @@ Ratios of training and evaluation are of the quick experiment's model; tokenizin
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -20,7 +21,7 @@ from tabulate import tabulate
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PrinterCallback, Qwen2Config, Trainer, TrainerCallback, TrainingArguments
 
-from fairlm_utils import corpora, cost, evaluation, params, runs, tokenization, training
+from fairlm_utils import corpora, cost, evaluation, params, runs, sweep, tokenization, training
 from fairlm_utils.callback import TokenFrequencyCallback
 from fairlm_utils.models import build_model, weight_decay_groups
 from fairlm_utils.token_loss import TokenSums, record_token_loss, shifted_targets
@@ -28,12 +29,15 @@ from fairlm_utils.token_loss import TokenSums, record_token_loss, shifted_target
 ROUNDS = 7
 
 
-def ratio(a: Callable[[], float | None], b: Callable[[], float | None], rounds: int = ROUNDS) -> tuple[float, ...]:
-    """Median, smallest and largest of seconds(a) / seconds(b) over pairs timed in turn, after one warm-up of each.
+def ratio(
+    a: Callable[[], float | None], b: Callable[[], float | None], rounds: int = ROUNDS, warm_up: bool = True
+) -> tuple[float, ...]:
+    """Median, smallest and largest of seconds(a) / seconds(b) over pairs timed in turn, after a warm-up of each.
 
     A function that returns seconds is timed by them (to leave out its own set-up), another by the clock around it.
     """
-    a(), b()
+    if warm_up:
+        a(), b()
     pairs = []
     for _ in range(rounds):
         first, second = seconds(a), seconds(b)
@@ -215,6 +219,35 @@ def bench_panel(file: str, steps: int, modes: Sequence[str] = ("none", "default"
     return pd.DataFrame(rows, columns=["packing", "torch_compile", "Trainer", "tokens/s", "MFU"])
 
 
+def bench_sweep(n_runs: int = 5) -> list[list]:
+    """Runs of the quick experiment by a sweep, what its worker imports included, against the same in this process.
+
+    As many as one of two workers makes. Minutes, so of a single pair.
+    """
+    values, n = params.read("params/quick.yaml"), itertools.count()
+    with tempfile.TemporaryDirectory() as folder:
+
+        def points() -> list[params.EvaluationParams]:
+            return params.expand({**values, "runs_dir": folder, "experiment": f"bench{next(n)}"})[:n_runs]
+
+        def swept() -> None:
+            assert {o.status for o in sweep.sweep(points(), n_workers=1)} == {"finished"}
+
+        def in_process() -> None:
+            for p in points():
+                evaluation.evaluate(p)
+
+        tokenization.tokenize_corpus(points()[0])
+        found = ratio(swept, in_process, rounds=1, warm_up=False)
+    return [
+        [
+            f"{n_runs} runs of quick by a sweep ÷ one after the other in a process that has imported all",
+            *found,
+            "≤ 1.15",
+        ]
+    ]
+
+
 def bench_cost() -> list[list]:
     """FLOP/s of training, counted by the cost function, against those of a large matrix product: the utilisation it assumes."""
     a = torch.randn(1024, 1024)
@@ -308,7 +341,13 @@ def main() -> None:
             f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU, 1 thread'}; PyTorch {torch.__version__}"
         )
         return
-    rows = bench_training(options.steps or 60) + bench_cost() + bench_evaluation() + bench_accumulation(32_005)
+    rows = (
+        bench_training(options.steps or 60)
+        + bench_sweep()
+        + bench_cost()
+        + bench_evaluation()
+        + bench_accumulation(32_005)
+    )
     if options.imdb:
         rows += bench_tokenizing(options.imdb, options.documents)
     else:
