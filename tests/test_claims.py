@@ -37,7 +37,7 @@ def results(balanced_at_1=3.0, average_at_1=1.2, held_low_at_1=9.0, weight_decay
                     {**key, "split": split, "bin": "1–2", "bin_low": 1, "learning_speed": between(0.5, 0.3)},
                     {**key, "split": split, "bin": "9–26", "bin_low": 9, "learning_speed": between(0.9, 0.89)},
                 ]
-    frames = map(pd.DataFrame, (totals, bins, classes, [], [], []))
+    frames = map(pd.DataFrame, (totals, bins, classes, [], [], [], []))
     return Results(*frames, params={}, provenance={})
 
 
