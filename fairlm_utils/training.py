@@ -370,26 +370,37 @@ def load_curves(directory: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarr
 def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) -> pd.DataFrame:
     """What follows from the parameters, for a look before training: targets, epochs, parameter counts, decay over the run."""
     blocks_a_step = p.batch_size * p.gradient_accumulation_steps
-    rates = [group["lr"] for group in _schedule_preview(p)]
-    n_embedding = model.get_input_embeddings().weight.numel()
+    epochs = p.steps * blocks_a_step / len(data)
+    n_train = target_counts(data.labels.numpy(), n_rows(model))
+    decay_sum, tau = decay_scales(p, epochs)
     rows = {
         "training blocks": len(data),
         "targets a step": blocks_a_step * (p.context - 1),
-        "epochs": p.steps * blocks_a_step / len(data),
+        "epochs": epochs,
+        "targets per token type that occurs": n_train.sum() / np.count_nonzero(n_train),
         "parameters": model.num_parameters(),
-        "parameters of the embedding": n_embedding,
+        "parameters of the embedding": model.get_input_embeddings().weight.numel(),
+        "parameters per target": model.num_parameters() / n_train.sum(),
         "vocabulary": n_rows(model),
         "loss of a uniform prediction (nats)": float(np.log(n_rows(model))),
-        "weights kept by decay alone, exp(−λ Σ lr)": float(np.exp(-p.weight_decay * sum(rates))),
+        "λ Σ lr, weights left to decay shrink to exp of minus this": decay_sum,
+        "τ = 1/(lr λ) at the peak rate (epochs)": tau,
     }
     return pd.DataFrame(
         {"quantity": rows.keys(), "value": [f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" for v in rows.values()]}
     )
 
 
-def _schedule_preview(p: TrainingParams) -> Iterator[dict]:
-    optimizer, schedule = optimizer_and_schedule(p, [{"params": [torch.zeros(1, requires_grad=True)]}])
-    for _ in range(p.steps):
-        yield {"lr": optimizer.param_groups[0]["lr"]}
-        optimizer.step()
-        schedule.step()
+def decay_scales(p: TrainingParams, epochs: float) -> tuple[float, float]:
+    """λ Σ lr over all steps, and AdamW's time scale τ = 1 / (lr λ) at the peak learning rate, in epochs of a run of `epochs`.
+
+    Decay alone multiplies a weight by about exp(−λ Σ lr) over the run, and by 1/e in τ, the span over which AdamW's weights
+    average its updates (Wang & Aitchison 2024, arXiv 2405.13698); τ is infinite at λ = 0, and longer wherever the rate is
+    below its peak. Both are NaN if the decay is a term of the loss, which Adam scales.
+    """
+    if p.weight_decay_form != "decoupled":
+        return float("nan"), float("nan")
+    _, schedule = optimizer_and_schedule(p, [{"params": [torch.zeros(1, requires_grad=True)]}])
+    decay = p.learning_rate * p.weight_decay
+    tau = 1 / decay if decay else float("inf")
+    return decay * sum(schedule.lr_lambdas[0](step) for step in range(p.steps)), tau / p.steps * epochs
