@@ -29,6 +29,9 @@ MIN_BINS = 3
 #: Below it seeds and unfinished optimisation weigh in, above it the loss of rare types nears its limit and the slope grows.
 COMPARABLE_RISE = (0.03, 0.3)
 _GROUP = ("model", "variant", "weight_decay")
+_RATIO = ("ratio", "low", "high")
+_SLOPE = ("slope", "slope_low", "slope_high")
+_PREDICTED = ("predicted", "predicted_low", "predicted_high")
 
 
 def count_ratio(n_train: ArrayLike, a: ArrayLike, n_types: ArrayLike = 1.0) -> np.ndarray:
@@ -179,15 +182,26 @@ def ratios(results: Results, confidence: float = 0.95) -> pd.DataFrame:
                 "n_seeds": len(seeds),
                 "added_average": seeds["added_average"].mean(),
                 "added_balanced": seeds["added_balanced"].mean(),
-                **dict(zip(("ratio", "low", "high"), np.exp((log, low, high)), strict=True)),
+                **dict(zip(_RATIO, np.exp((log, low, high)), strict=True)),
                 "hidden": 1 - np.exp(-log),
-                **dict(zip(("slope", "slope_low", "slope_high"), slope, strict=True)),
+                **dict(zip(_SLOPE, slope, strict=True)),
                 "r_squared": fit["r_squared"].mean(),
                 "n_bins": fit["n_bins"].min(),
-                **dict(zip(("predicted", "predicted_low", "predicted_high"), predicted, strict=True)),
+                **dict(zip(_PREDICTED, predicted, strict=True)),
             }
         )
-    return pd.DataFrame(rows)
+    columns = [
+        "n_seeds",
+        "added_average",
+        "added_balanced",
+        *_RATIO,
+        "hidden",
+        *_SLOPE,
+        "r_squared",
+        "n_bins",
+        *_PREDICTED,
+    ]
+    return pd.DataFrame(rows, columns=[*keys, *columns])
 
 
 def mean_and_interval(values: pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -256,10 +270,10 @@ def predict_ratio(
     variance = by_rung.var() * (1 + 1 / k) + np.nan_to_num((fitted["slope_sd"] ** 2).mean())
     half = stats.t.ppf((1 + confidence) / 2, k - 1) * np.sqrt(variance)
     slope = by_rung.mean() + half * np.array([0.0, -1.0, 1.0])
-    found = dict(zip(("slope", "slope_low", "slope_high"), slope, strict=True))
+    found = dict(zip(_SLOPE, slope, strict=True))
     return {
         **found,
-        **dict(zip(("ratio", "low", "high"), count_ratio(n_train, slope, n_types), strict=True)),
+        **dict(zip(_RATIO, count_ratio(n_train, slope, n_types), strict=True)),
         "n_rungs": k,
     }
 
@@ -317,7 +331,7 @@ def sheet(results: Results) -> pd.DataFrame:
         if "variant" in named:
             own = own[own["variant"] == (named["variant"] if named["variant"] in set(own["variant"]) else "no decay")]
         above = own.iloc[0] if len(own) else pd.Series({"excess_average": np.nan, "excess_balanced": np.nan})
-        fit = fits[(fits[keys] == list(key)).all(axis=1)] if len(fits) else fits
+        fit = fits[(fits[keys] == list(key)).all(axis=1)]
         parameters, _ = parameter_counts(model_config(p.model, vocabulary, p.context))
         average = heldout["average_loss"]
         rows.append(
