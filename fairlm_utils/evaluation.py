@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlm_utils import metrics, runs, training
+from fairlm_utils import floor, metrics, runs, training
 from fairlm_utils.corpora import CorpusError
 from fairlm_utils.metrics import SPLITS
 from fairlm_utils.models import load_model, n_rows
@@ -178,6 +178,7 @@ def _evaluate(p: EvaluationParams, directory: Path) -> None:
     }
     vocab_size = n_rows(model)
     n_train = target_counts(data["training"].labels.numpy(), vocab_size)
+    baselines = floor.baselines(data["training"], vocab_size)
     if p.max_evaluated_train_blocks:
         data["training"] = Subset(data["training"], range(min(p.max_evaluated_train_blocks, len(data["training"]))))
     steps, counts, loss_sums, _ = training.load_curves(directory)
@@ -185,7 +186,7 @@ def _evaluate(p: EvaluationParams, directory: Path) -> None:
     evaluated = {}
     for split in SPLITS:
         predictions = token_sums(model, data[split], p.eval_batch_size, getattr(torch, p.dtype))
-        table = token_table(predictions.by_type, n_train, corpus.tokenizer, speed)
+        table = token_table(predictions.by_type, n_train, corpus.tokenizer, speed).join(baselines[split])
         runs.write_table(directory / f"tokens_{split}.parquet", table)
         evaluated[split] = table, predictions.calibration
     _write_tables(p, directory, evaluated, metrics.learning_curves(steps, counts, loss_sums, n_train))
@@ -199,16 +200,19 @@ def _write_tables(
     if p.variant:
         key["variant"] = p.variant
     percentile = p.low_frequency_percentile
-    makers: dict[str, Callable[[pd.DataFrame, np.ndarray], pd.DataFrame]] = {
-        "bins": metrics.by_bin,
-        "kinds": metrics.by_kind,
-        "classes": lambda table, calibration: metrics.by_class(table, percentile, calibration),
-        "reliability": lambda table, calibration: metrics.reliability(table, calibration, percentile),
-        "totals": lambda table, _: pd.DataFrame([metrics.totals(table)]),
+    of_split = {
+        split: {
+            "reliability": metrics.reliability(table, calibration, percentile),
+            **metrics.grouped(table, percentile, calibration),
+        }
+        for split, (table, calibration) in evaluated.items()
     }
     frames = {"curves": curves.assign(**key)}
-    for name, make in makers.items():
-        frames[name] = pd.concat([make(*e).assign(**key, split=split) for split, e in evaluated.items()])
+    frames["counts"] = metrics.count_histogram(evaluated["training"][0]["n_train"])
+    if p.variant:
+        frames["counts"]["variant"] = p.variant
+    for name in of_split["training"]:
+        frames[name] = pd.concat([tables[name].assign(**key, split=split) for split, tables in of_split.items()])
     for name, frame in frames.items():  # totals last: it marks the evaluation as finished
         first = [c for c in metrics.KEYS if c in frame.columns]
         runs.write_table(

@@ -3,15 +3,17 @@
 A *token type* is an entry of the vocabulary, a *token* one occurrence of it. Losses are cross-entropies in nats.
 Per-token tables have the columns `token_id`, `token`, `n_train` (occurrences as a target in the training blocks),
 `kind` (see `tokenization.token_kinds`), `n_eval` (occurrences as a target in the evaluated blocks), `loss`, `accuracy`
-and `top5_accuracy` (means over those occurrences, NaN where `n_eval` is 0) and `learning_speed`; those of an audit, whose
-`n_train` counts a reference text, also `unigram` (see `unigram_loss`) and norms of embedding rows. A calibration array
-[vocabulary, confidence bins, 3] holds tokens, summed confidence and correct predictions of every type and tenth of the
-confidence.
+and `top5_accuracy` (means over those occurrences, NaN where `n_eval` is 0), `learning_speed` and `unigram` (see
+`unigram_loss`), and of training blocks `floor` and `floor_accuracy` (see `floor.baselines`). Those of an audit, whose
+`n_train` counts a reference text, also have norms of embedding rows. A table may lack columns of values: then it has none
+of their means either. A calibration array [vocabulary, confidence bins, 3] holds tokens, summed confidence and correct
+predictions of every type and tenth of the confidence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +35,10 @@ KEYS = (
     "step",
     "confidence_bin",
 )
+#: Columns of a per-token table by the means taken of them: over types and tokens of a group, over types alone, in totals.
+_BOTH_MEANS = ("loss", "unigram", "floor")
+_TYPE_MEANS = ("accuracy", "top5_accuracy", "learning_speed", "floor_accuracy")
+_TOTALS = ("loss", "accuracy", "unigram", "floor", "floor_accuracy")
 #: Confidence bins of equal width; 15 are usual for whole data sets (Guo et al. 2017), groups of rare types are smaller.
 N_CONFIDENCE_BINS = 10
 UNSEEN = "0"
@@ -68,21 +74,44 @@ def _mean_over_types(table: pd.DataFrame, column: str) -> float:
 
 
 def totals(table: pd.DataFrame) -> dict[str, float]:
-    """Average (over tokens) and token-balanced (over types) loss, accuracy and perplexity (exp of the loss).
+    """Average (over tokens) and token-balanced (over types) loss, accuracy and perplexity (exp of the loss), and chance.
 
-    With a column `unigram` also its two means.
+    Chance is log V of the table's V types, the loss of a uniform guess in nats. With columns `unigram`, `floor` and
+    `floor_accuracy` also their two means, by the same weights as those of the loss.
     """
     values: dict[str, float] = {
         "n_types": int((table["n_eval"] > 0).sum()),
         "n_tokens": int(table["n_eval"].sum()),
         "n_train_tokens": int(table["n_train"].sum()),
+        "chance": float(np.log(len(table))),
     }
-    for name in ("loss", "accuracy", *(["unigram"] if "unigram" in table else [])):
+    for name in (c for c in _TOTALS if c in table):
         values[f"average_{name}"] = _mean_over_tokens(table, name)
         values[f"token_balanced_{name}"] = _mean_over_types(table, name)
-    for kind in ("average", "token_balanced"):
+    for kind in ("average", "token_balanced") if "loss" in table else ():
         values[f"{kind}_perplexity"] = float(np.exp(values[f"{kind}_loss"]))
     return values
+
+
+def count_histogram(n_train: np.ndarray | pd.Series) -> pd.DataFrame:
+    """How many types have each training count n_v ≥ 1: columns n_train, n_types. Every mean of n_v follows from it.
+
+    >>> count_histogram(np.array([0, 1, 4, 1])).to_numpy().tolist()
+    [[1, 2], [4, 1]]
+    """
+    counts = np.asarray(n_train)
+    values, n_types = np.unique(counts[counts > 0], return_counts=True)
+    return pd.DataFrame({"n_train": values, "n_types": n_types})
+
+
+def grouped(table: pd.DataFrame, percentile: float, calibration: np.ndarray | None = None) -> dict[str, pd.DataFrame]:
+    """The means of a per-token table, by name: `totals` of one row, `bins`, `classes` and `kinds`."""
+    return {
+        "bins": by_bin(table, calibration),
+        "classes": by_class(table, percentile, calibration),
+        "kinds": by_kind(table, calibration),
+        "totals": pd.DataFrame([totals(table)]),
+    }
 
 
 def bin_index(counts: np.ndarray | pd.Series) -> np.ndarray:
@@ -133,8 +162,8 @@ def by_bin(table: pd.DataFrame, calibration: np.ndarray | None = None) -> pd.Dat
 
     `loss`, `accuracy`, `top5_accuracy` and `learning_speed` are means over the bin's token types with n_eval ≥ 1;
     `loss_occurrences` is the mean over their tokens. With a `calibration` array also `confidence` (mean) and `ece`, the
-    expected calibration error, both over the tokens whose *target* lies in the bin. A table with `unigram` also has its
-    means and the `gain` over it, unigram − loss, both ways (nats).
+    expected calibration error, both over the tokens whose *target* lies in the bin. A table with `unigram` or `floor` also
+    has their means over types and over tokens, and the `gain` over the unigram, unigram − loss, both ways (nats).
     """
     seen = table[table["n_eval"] > 0]
     groups = seen.groupby(bin_index(seen["n_train"]))
@@ -149,19 +178,18 @@ def by_kind(table: pd.DataFrame, calibration: np.ndarray | None = None) -> pd.Da
     return pd.DataFrame([{"kind": kind, **_means(group, calibration)} for kind, group in seen.groupby("kind")])
 
 
+def gain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Gain over the unigram, unigram − loss (nats), over types and over tokens, of one group or of a table's columns."""
+    return {f"gain{o}": values[f"unigram{o}"] - values[f"loss{o}"] for o in ("", "_occurrences")}
+
+
 def _means(group: pd.DataFrame, calibration: np.ndarray | None) -> dict[str, float]:
-    values = {
-        "n_types": len(group),
-        "n_tokens": int(group["n_eval"].sum()),
-        "loss": group["loss"].mean(),
-        "loss_occurrences": average_loss(group),
-        "accuracy": group["accuracy"].mean(),
-        "top5_accuracy": group["top5_accuracy"].mean(),
-        "learning_speed": group["learning_speed"].mean(),
-    }
-    if "unigram" in group:
-        values |= {"unigram": group["unigram"].mean(), "unigram_occurrences": _mean_over_tokens(group, "unigram")}
-        values |= {f"gain{o}": values[f"unigram{o}"] - values[f"loss{o}"] for o in ("", "_occurrences")}
+    values: dict[str, float] = {"n_types": len(group), "n_tokens": int(group["n_eval"].sum())}
+    for name in (c for c in _BOTH_MEANS if c in group):
+        values |= {name: group[name].mean(), f"{name}_occurrences": _mean_over_tokens(group, name)}
+    values |= {name: group[name].mean() for name in _TYPE_MEANS if name in group}
+    if {"loss", "unigram"} <= set(group):
+        values |= gain(values)
     if calibration is not None:
         sums = calibration[group["token_id"]].sum(axis=0)
         values |= {

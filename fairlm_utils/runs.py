@@ -56,23 +56,29 @@ PACKAGES = (
 )
 TOKENS = "tokens.csv"
 _RUN = ["model", "weight_decay", "seed"]
-_SCORES = ["loss", "loss_occurrences", "accuracy", "top5_accuracy", "learning_speed", "confidence", "ece"]
-_GROUP = ["n_types", "n_tokens", *_SCORES]
-_MEANS = [f"{mean}_{of}" for of in ("loss", "accuracy", "perplexity") for mean in ("average", "token_balanced")]
-#: The small tables of a run and of an experiment, and the columns of each.
+_SCORES = ["accuracy", "top5_accuracy", "learning_speed", "floor_accuracy", "confidence", "ece"]
+_LOSSES = [f"{of}{over}" for of in ("loss", "unigram", "floor", "gain") for over in ("", "_occurrences")]
+_GROUP = ["n_types", "n_tokens", *_LOSSES, *_SCORES]
+_FLOORS = [f"{mean}_{of}" for of in ("floor", "floor_accuracy") for mean in ("average", "token_balanced")]
+_MEANS = [
+    f"{mean}_{of}" for of in ("loss", "accuracy", "perplexity", "unigram") for mean in ("average", "token_balanced")
+]
+#: The small tables of a run and of an experiment, and the columns of each. Floors are those of training rows, empty in
+#: held-out ones. `counts`, the histogram of n_v, is the same for all λ and seeds; it has `variant` where variants differ.
 TABLES: dict[str, list[str]] = {
-    "totals": [*_RUN, "split", "n_types", "n_tokens", "n_train_tokens", *_MEANS],
+    "totals": [*_RUN, "split", "n_types", "n_tokens", "n_train_tokens", "chance", *_MEANS, *_FLOORS],
     "bins": [*_RUN, "split", "bin", "bin_low", *_GROUP],
     "classes": [*_RUN, "split", "frequency_class", *_GROUP],
     "kinds": [*_RUN, "split", "kind", *_GROUP],
     "reliability": [*_RUN, "split", "frequency_class", "confidence_bin", "n_tokens", "confidence", "accuracy"],
     "curves": [*_RUN, "bin", "bin_low", "step", "loss"],
+    "counts": ["n_train", "n_types"],
 }
 _TOKEN_COLUMNS = ["token_id", "token", "kind", "n_train", "weight_decay"] + [
     f"{of}_{split}" for of in ("loss", "change") for split in SPLITS
 ]
 _TEXT = {"model", "variant", "split", "bin", "frequency_class", "kind", "token"}
-_WHOLE = (_TEXT - {"token"}) | {*_RUN, "n_train_tokens", *_MEANS}
+_WHOLE = (_TEXT - {"token"}) | {*_RUN, "n_train", "n_train_tokens", "chance", *_MEANS}
 #: Types of the largest vocabulary whose table is written for committing; that of a larger one stays with its runs.
 MAX_COMMITTED_TYPES = 5_000
 _RESTORE = "restore it, or make it again by the command in its README.md"
@@ -394,6 +400,7 @@ class Results:
     kinds: pd.DataFrame
     reliability: pd.DataFrame
     curves: pd.DataFrame
+    counts: pd.DataFrame  # the histogram of the training counts n_v
     params: dict[str, Any]
     provenance: dict[str, Any]
     tokens: pd.DataFrame | None = None  # every type's loss and its change with λ, see `token_changes`
@@ -422,14 +429,15 @@ def load_results(folder: str | Path) -> Results:
     """Tables of an experiment from a folder of committed tables or from the finished runs in RUNS_DIR/EXPERIMENT.
 
     Raises RunError if the folder has neither, holds runs whose parameters differ beyond model, λ and seed or whose text
-    differs, or a file that is damaged or is not such a table.
+    differs, or a file that is damaged or is not such a table, or tables of an earlier version, which lack the floor.
     """
     folder = Path(folder)
     if (folder / "experiment.json").exists():
-        known = _read_experiment(folder / "experiment.json")
-        tokens = _read_csv(folder / TOKENS, _TOKEN_COLUMNS) if (folder / TOKENS).exists() else None
+        known = read_experiment(folder / "experiment.json")
+        _check_floor(folder, folder)
+        tokens = read_csv(folder / TOKENS, _TOKEN_COLUMNS) if (folder / TOKENS).exists() else None
         return Results(
-            **{name: _read_csv(folder / f"{name}.csv", TABLES[name]) for name in TABLES}, **known, tokens=tokens
+            **{name: read_csv(folder / f"{name}.csv", TABLES[name]) for name in TABLES}, **known, tokens=tokens
         )
     finished = finished_runs(folder)
     if not finished:
@@ -439,15 +447,38 @@ def load_results(folder: str | Path) -> Results:
     params = _shared_params(finished)
     for directory in finished:
         check_seal(directory, "tables/")
+        _check_floor(directory / "tables", folder)
     tables = {
-        name: pd.concat([_read_csv(d / "tables" / f"{name}.csv", columns) for d in finished], ignore_index=True)
+        name: pd.concat([read_csv(d / "tables" / f"{name}.csv", columns) for d in finished], ignore_index=True)
         for name, columns in TABLES.items()
     }
+    counts = distinct_counts(tables.pop("counts"))
     tables = {
         name: table.sort_values([a for a in AXES if a in table], kind="stable", ignore_index=True)
         for name, table in tables.items()
     }
-    return Results(**tables, params=params, provenance=_shared_provenance(finished), tokens=token_changes(finished))
+    return Results(
+        **tables, counts=counts, params=params, provenance=_shared_provenance(finished), tokens=token_changes(finished)
+    )
+
+
+def _check_floor(tables: Path, experiment: Path) -> None:
+    if not (tables / "counts.csv").exists():  # came with the columns of the floor, the unigram and chance
+        raise RunError(
+            f"{tables}: tables of an earlier version, without the floor and the counts; add them by "
+            f"`python -m fairlm_utils.floor {experiment}`"
+        )
+
+
+def distinct_counts(counts: pd.DataFrame) -> pd.DataFrame:
+    """Histograms of n_v of several runs as that of their experiment, without `variant` where all variants have the same."""
+    columns = [c for c in ("variant", "n_train", "n_types") if c in counts]
+    counts = counts[columns].drop_duplicates().sort_values(columns, ignore_index=True)
+    if "variant" in counts:
+        shared = counts[["n_train", "n_types"]].value_counts(sort=False)
+        if (shared == counts["variant"].nunique()).all():
+            return shared.index.to_frame(index=False)
+    return counts
 
 
 def token_changes(directories: Sequence[Path]) -> pd.DataFrame | None:
@@ -488,7 +519,7 @@ def finished_runs(folder: str | Path) -> list[Path]:
     return sorted(path.parents[1] for path in Path(folder).glob("*/tables/totals.csv"))
 
 
-def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     """A table with these columns, those of `_TEXT` text and the others numbers, those of `_WHOLE` without gaps."""
     try:
         table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(_TEXT, str))
@@ -508,7 +539,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def _read_experiment(path: Path) -> dict[str, Any]:
+def read_experiment(path: Path) -> dict[str, Any]:
     """Parameters and provenance of committed tables, whose digests are compared."""
     known = read_json(path)
     named = isinstance(known, dict) and known.keys() == {"params", "provenance", "sha256"}

@@ -108,7 +108,9 @@ def test_the_four_numbers_come_from_the_tables():
     )  # fmt: skip
     b = pd.concat([bins().query("weight_decay == 0").assign(variant=v) for v in ("no decay", "decay on all")])
     empty = pd.DataFrame()
-    numbers = comparisons.remedy_numbers(Results(totals, b.query("seed == 0"), empty, empty, empty, empty, {}, {}))
+    numbers = comparisons.remedy_numbers(
+        Results(totals, b.query("seed == 0"), empty, empty, empty, empty, empty, {}, {})
+    )
     row = numbers.iloc[0]
     assert (row["training_balanced"], row["heldout_average"], row["heldout_balanced"]) == (2.0, 2.0, 3.0)
     assert (row["training_rarest"], row["heldout_rarest"]) == (5.0, 6.0)
@@ -134,7 +136,7 @@ def test_changes_at_a_weight_decay_stay_with_their_text():
         classes(low, high, noise=0.0).assign(split=split)
         for split, low, high in (("training", 6.0, 8.0), ("held-out", -6.0, -8.0))
     ]
-    results = Results(pd.DataFrame(rows), *[pd.DataFrame()] * 5, {}, {})
+    results = Results(pd.DataFrame(rows), *[pd.DataFrame()] * 6, {}, {})
     results = dataclasses.replace(results, classes=pd.concat(both))
     table = comparisons.at_weight_decay(results, 0.7).set_index("split")
     for split, sign in (("training", "+"), ("held-out", "-")):
