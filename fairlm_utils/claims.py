@@ -125,8 +125,8 @@ def _claims(results: Results, weight_decay: float, confidence: float) -> list[Cl
         _change(speed[speed["bin_low"] == b], "learning_speed", weight_decay) for b in (1, speed["bin_low"].max())
     )
     zero = training[training["weight_decay"] == 0]
-    forgotten = _not_memorised(scale.excess(results)["excess_average"].iloc[0]) if len(zero) else ""
-    narrow = _narrow(results.counts)
+    unmemorised = _not_memorised(scale.excess(results)["excess_average"].iloc[0]) if len(zero) else ""
+    both = "; ".join(filter(None, (unmemorised, _narrow(results.counts))))
     covered = len(average) > 0
     ceiling = zero["token_balanced_floor_accuracy"].mean()
     below_ceiling = ceiling - zero["token_balanced_accuracy"].mean()
@@ -163,7 +163,7 @@ def _claims(results: Results, weight_decay: float, confidence: float) -> list[Cl
             text(average),
             [at_most(average, NEARLY_AS_IT_WAS)],
             f"rises by at most {NEARLY_AS_IT_WAS:g} nats; {memorised} {wide}",
-            forgotten or narrow,
+            both,
         ),
         row(
             f"the token-balanced training loss rises more than the average ({at}, nats)",
@@ -173,7 +173,7 @@ def _claims(results: Results, weight_decay: float, confidence: float) -> list[Cl
             [_not(at_most(balanced - average, 0))],
             "the difference of the two changes is above 0",
         ),
-        _ratio(results, weight_decay, confidence, f"{memorised} {wide}", forgotten or narrow),
+        _ratio(results, weight_decay, confidence, f"{memorised} {wide}", both),
         row(
             f"low-frequency types pay, high-frequency types do not ({at}, nats, training)",
             "Figure 1",
@@ -192,7 +192,7 @@ def _claims(results: Results, weight_decay: float, confidence: float) -> list[Cl
             "where the claim says that the text is memorised and nothing of λ",
             "" if below_ceiling <= 0.01 else f"λ = 0 is {below_ceiling * 100:.1f} points below the ceiling",
         ),
-        _threshold(training, confidence, memorised, forgotten),
+        _threshold(training, confidence, memorised, unmemorised),
         row(
             f"λ slows the learning of rare types more than of frequent ones ({at}, training)",
             "Figure 4b",

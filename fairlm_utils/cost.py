@@ -102,6 +102,23 @@ def cost_table(points: Sequence[EvaluationParams]) -> pd.DataFrame:
     return pd.DataFrame([{"hardware": name, **cost(points[0], name, len(points))} for name in HARDWARE])
 
 
+def decay_line(p: EvaluationParams) -> str:
+    """A line of what λ amounts to over the run, and of epochs and parameters per target where the file limits the blocks."""
+    from fairlm_utils.training import decay_scales  # which needs this module
+
+    per_step = p.batch_size * p.gradient_accumulation_steps
+    total, tau_steps = decay_scales(p.model_copy(update={"weight_decay": 1.0}), p.steps)  # an epoch of one step
+    line = f"λ Σ lr = {total:.3g} λ; τ = 1/(lr λ) = {tau_steps:,.0f}/λ steps at the peak rate"
+    if p.max_train_blocks:
+        n_targets = p.max_train_blocks * (p.context - 1)
+        parameters, _ = parameter_counts(model_config(p.model, p.vocab_size + len(SPECIAL_TOKENS), p.context))
+        line += (
+            f" = {tau_steps * per_step / p.max_train_blocks:,.3g}/λ epochs; if the text fills {p.max_train_blocks:,} blocks: "
+            f"{p.steps * per_step / p.max_train_blocks:,.3g} epochs, {parameters / n_targets:,.3g} parameters per target"
+        )
+    return line
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the cost of experiment files."""
     parser = argparse.ArgumentParser(prog="python -m fairlm_utils.cost", description=__doc__.splitlines()[0])
@@ -117,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 lambda v: f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if type(v) is int else v
             )
             print(f"\n{file.stem}: {points[0].model}, {len(points)} runs of {points[0].steps:,} steps")
+            print(decay_line(points[0]))
             print(tabulate(table, headers="keys", showindex=False, disable_numparse=True))
     except ParameterError as error:
         print(f"error: {error}", file=sys.stderr)

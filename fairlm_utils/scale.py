@@ -86,7 +86,11 @@ def added_loss(results: Results) -> pd.DataFrame:
     by = [k for k in ("variant", "bin_low") if k in counts]
     sums = counts.groupby(by)[["n", "n_types"]].sum()
     mean = (sums["n"] / sums["n_types"]).rename("n_train").reset_index()
-    changed = metrics.changes(bins, "loss").rename(columns={"difference": "added"}).merge(mean, on=by, how="left")
+    changed = (
+        metrics.changes(bins.drop(columns="split"), "loss")
+        .rename(columns={"difference": "added"})
+        .merge(mean, on=by, how="left")
+    )
     return changed[[k for k in metrics.KEYS if k in changed] + ["n_types", "n_train", "added"]]
 
 

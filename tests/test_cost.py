@@ -99,5 +99,13 @@ def _shapes(p):
 def test_the_command_prints_a_table_and_refuses_what_is_not_an_experiment(capsys, tmp_path):
     assert cost.main([str(PAPER[0])]) == 0
     out = capsys.readouterr().out
-    assert "H200" in out and "hours in all" in out
+    assert "H200" in out and "hours in all" in out and "λ Σ lr = " in out
     assert cost.main([str(tmp_path / "nowhere.yaml")]) == 2
+
+
+def test_decay_epochs_and_parameters_per_target_stand_beside_the_cost():
+    p = params.EvaluationParams(steps=600, batch_size=16, learning_rate=0.004, lr_schedule="constant", warmup_steps=0)
+    said = cost.decay_line(p)  # 192 blocks of 64 tokens
+    assert said.startswith("λ Σ lr = 2.4 λ; τ = 1/(lr λ) = 250/λ steps at the peak rate = 20.8/λ epochs")
+    assert said.endswith("50 epochs, 35.4 parameters per target")
+    assert "epochs" not in cost.decay_line(p.model_copy(update={"max_train_blocks": 0}))
