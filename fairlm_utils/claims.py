@@ -58,8 +58,9 @@ def claims(results: Results, weight_decay: float = 1.0, confidence: float = 0.95
 
     `weight_decay` is the λ compared with λ = 0; the paper's public numbers are at 1. A verdict is "no verdict" where the
     interval holds both outcomes or one seed gives none, and "not comparable at this scale", with its `reason`, where the
-    experiment lacks what the claim is about: text that λ = 0 has memorised, counts as wide as to let an average hide
-    anything, or a model that is of use on held-out text. A claim whose λ the experiment lacks is reported as such.
+    experiment lacks what the claim is about: text that λ = 0 has memorised, counts so wide that an average can hide
+    anything, a model of use on held-out text, or a λ that does not forget within an epoch. A claim whose λ the experiment
+    lacks is reported as such.
     """
     rows = []
     for model in results.totals["model"].unique():
@@ -124,10 +125,15 @@ def _claims(results: Results, weight_decay: float, confidence: float) -> list[Cl
     rare, frequent = (
         _change(speed[speed["bin_low"] == b], "learning_speed", weight_decay) for b in (1, speed["bin_low"].max())
     )
+    covered = len(average) > 0
     zero = training[training["weight_decay"] == 0]
     unmemorised = _not_memorised(scale.excess(results)["excess_average"].iloc[0]) if len(zero) else ""
-    both = "; ".join(filter(None, (unmemorised, _narrow(results.counts))))
-    covered = len(average) > 0
+    here = scale.regimes(results).set_index("weight_decay")
+    fast = covered and here.loc[weight_decay, "regime"] == "forgetting"
+    forgetting = (
+        f"forgetting: τ is {here.loc[weight_decay, 'tau_epochs']:.2f} epochs at λ = {weight_decay:g}" if fast else ""
+    )
+    both = "; ".join(filter(None, (forgetting, unmemorised, _narrow(results.counts))))
     ceiling = zero["token_balanced_floor_accuracy"].mean()
     below_ceiling = ceiling - zero["token_balanced_accuracy"].mean()
 
@@ -140,7 +146,7 @@ def _claims(results: Results, weight_decay: float, confidence: float) -> list[Cl
     def row(
         claim: str, exhibit: str, paper: str, ours: str, parts: Sequence[bool | None], rule: str, reason: str = ""
     ) -> Claim:
-        return Claim(claim, exhibit, paper, ours, *_verdict(covered, parts, reason), rule)
+        return Claim(claim, exhibit, paper, ours, *_verdict(covered, parts, reason or forgetting), rule)
 
     memorised = f"comparable if λ = 0 is within {scale.MEMORISED:g} nats of the floor"
     wide = f"and the counts are wide, R({PAPER_SLOPE}) ≥ {WIDE_COUNTS:g}"

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 from fairlm_utils import params, runs
 from fairlm_utils.models import meta_model, model_config
 from fairlm_utils.params import EvaluationParams, ParameterError
+from fairlm_utils.scale import time_scale
 from fairlm_utils.tokenization import SPECIAL_TOKENS
 
 
@@ -104,17 +105,16 @@ def cost_table(points: Sequence[EvaluationParams]) -> pd.DataFrame:
 
 def decay_line(p: EvaluationParams) -> str:
     """A line of what λ amounts to over the run, and of epochs and parameters per target where the file limits the blocks."""
-    from fairlm_utils.training import decay_scales  # which needs this module
+    from fairlm_utils.training import decay_sum  # which needs this module
 
-    per_step = p.batch_size * p.gradient_accumulation_steps
-    total, tau_steps = decay_scales(p.model_copy(update={"weight_decay": 1.0}), p.steps)  # an epoch of one step
-    line = f"λ Σ lr = {total:.3g} λ; τ = 1/(lr λ) = {tau_steps:,.0f}/λ steps at the peak rate"
+    unit, per_step = p.model_copy(update={"weight_decay": 1.0}), p.batch_size * p.gradient_accumulation_steps
+    line = f"λ Σ lr = {decay_sum(unit):.3g} λ; τ = 1/(lr λ) = {time_scale(unit, p.steps):,.0f}/λ steps at the peak rate"
     if p.max_train_blocks:
-        n_targets = p.max_train_blocks * (p.context - 1)
-        parameters, _ = parameter_counts(model_config(p.model, p.vocab_size + len(SPECIAL_TOKENS), p.context))
+        epochs = p.steps * per_step / p.max_train_blocks
+        n_parameters, _ = parameter_counts(model_config(p.model, p.vocab_size + len(SPECIAL_TOKENS), p.context))
         line += (
-            f" = {tau_steps * per_step / p.max_train_blocks:,.3g}/λ epochs; if the text fills {p.max_train_blocks:,} blocks: "
-            f"{p.steps * per_step / p.max_train_blocks:,.3g} epochs, {parameters / n_targets:,.3g} parameters per target"
+            f" = {time_scale(unit, epochs):,.3g}/λ epochs; if the text fills {p.max_train_blocks:,} blocks: {epochs:,.3g} epochs, "
+            f"{n_parameters / (p.max_train_blocks * (p.context - 1)):,.3g} parameters per target"
         )
     return line
 

@@ -189,7 +189,7 @@ def ratios(results: Results, confidence: float = 0.95) -> pd.DataFrame:
                 **dict(zip(_RATIO, np.exp((log, low, high)), strict=True)),
                 "hidden": 1 - np.exp(-log),
                 **dict(zip(_SLOPE, slope, strict=True)),
-                "r_squared": fit["r_squared"].mean(),
+                "r_squared": mean_and_interval(fit["r_squared"])[0],
                 "n_bins": fit["n_bins"].min(),
                 **dict(zip(_PREDICTED, predicted, strict=True)),
             }
@@ -302,60 +302,82 @@ def regime(excess_average: float, epochs: float, tau_epochs: float) -> str:
     return "one pass" if epochs <= 1 else "several epochs"
 
 
-def sheet(results: Results) -> pd.DataFrame:
-    """What sets an experiment beside others of any size, without dimension or in nats; a row a model, variant and λ.
+def time_scale(p: TrainingParams, epochs: float) -> float:
+    """AdamW's time scale τ = 1 / (lr λ) at the peak learning rate, in epochs of a run that takes `epochs`.
 
-    - tokens_per_type: training targets / types with n_v ≥ 1; parameters_per_target; epochs;
-    - slope, count_ratio: the fitted slope a of the loss that λ adds by count and R(a) on these counts, empty where no slope
-      can be fitted (`ratios`);
-    - excess_average, excess_balanced: training loss of λ = 0 above the floor (that of "no decay" for variants without
-      λ = 0 of their own);
-    - decay_sum: λ Σ lr over the steps; tau_epochs: τ = 1 / (lr λ) in epochs at the peak rate, infinite at λ = 0. Both
-      empty where decay is a term of the loss;
-    - heldout_minus_chance, heldout_minus_unigram: held-out average loss at this λ above log V and above the unigram; a
-      model above 0 is useless there;
-    - regime: see `regime`.
+    Decay alone multiplies a weight by 1/e in τ, the span over which AdamW's weights average its updates (Wang & Aitchison
+    2024, arXiv 2405.13698). Wherever the rate is below its peak it is longer. Infinite at λ = 0, NaN if the decay is a term
+    of the loss, which Adam scales.
     """
-    from fairlm_utils.cost import parameter_counts  # with torch, which nothing else here needs
-    from fairlm_utils.models import model_config
-    from fairlm_utils.training import decay_scales
+    if p.weight_decay_form != "decoupled":
+        return float("nan")
+    return epochs / (p.steps * p.learning_rate * p.weight_decay) if p.weight_decay else float("inf")
 
+
+def regimes(results: Results) -> pd.DataFrame:
+    """In which regime each λ is trained: a row a model, variant and λ; see `regime`.
+
+    Columns: regime, epochs, tau_epochs (see `time_scale`), and the training loss of λ = 0 above the floor, excess_average
+    and excess_balanced (nats); for variants without λ = 0 of their own that of "no decay", empty if there is none.
+    """
     keys = [k for k in _GROUP if k in results.totals]
-    zero = excess(results)
-    fits = ratios(results)
+    zero = {tuple(row[: len(keys) - 1]): row[-2:] for row in excess(results).itertuples(index=False, name=None)}
     rows = []
     for key, group in results.totals.groupby(keys, sort=False):
         named = dict(zip(keys, key, strict=True))
         p = _params_of(results, named)
-        training, heldout = (group[group["split"] == split] for split in metrics.SPLITS)
-        n_targets, vocabulary = int(training["n_train_tokens"].iloc[0]), round(np.exp(training["chance"].iloc[0]))
+        n_targets = int(group["n_train_tokens"].iloc[0])
         epochs = p.steps * p.batch_size * p.gradient_accumulation_steps / _n_blocks(results, p, n_targets)
-        decay_sum, tau = decay_scales(p, epochs)
-        own = zero[zero["model"] == named["model"]]
-        if "variant" in named:
-            own = own[own["variant"] == (named["variant"] if named["variant"] in set(own["variant"]) else "no decay")]
-        above = own.iloc[0] if len(own) else pd.Series({"excess_average": np.nan, "excess_balanced": np.nan})
-        fit = fits[(fits[keys] == list(key)).all(axis=1)]
-        parameters, _ = parameter_counts(model_config(p.model, vocabulary, p.context))
-        average = heldout["average_loss"]
+        tau = time_scale(p, epochs)
+        average, balanced = zero.get(key[:-1]) or zero.get((named["model"], "no decay"), (np.nan, np.nan))
         rows.append(
             {
                 **named,
-                "regime": regime(above["excess_average"], epochs, tau),
-                "tokens_per_type": n_targets / counts_of(results, named.get("variant"))["n_types"].sum(),
-                "parameters_per_target": parameters / n_targets,
+                "regime": regime(average, epochs, tau),
                 "epochs": epochs,
-                "decay_sum": decay_sum,
                 "tau_epochs": tau,
-                "excess_average": above["excess_average"],
-                "excess_balanced": above["excess_balanced"],
-                "slope": fit["slope"].iloc[0] if len(fit) else np.nan,
-                "count_ratio": fit["predicted"].iloc[0] if len(fit) else np.nan,
-                "heldout_minus_chance": (average - heldout["chance"]).mean(),
-                "heldout_minus_unigram": (average - heldout["average_unigram"]).mean(),
+                "excess_average": average,
+                "excess_balanced": balanced,
             }
         )
     return pd.DataFrame(rows)
+
+
+def sheet(results: Results) -> pd.DataFrame:
+    """What sets an experiment beside others of any size, without dimension or in nats; a row a model, variant and λ.
+
+    - those of `regimes`;
+    - tokens_per_type: training targets / types with n_v ≥ 1; parameters_per_target;
+    - decay_sum: λ Σ lr over the steps, empty where decay is a term of the loss;
+    - slope, count_ratio: the fitted slope a of the loss that λ adds by count and R(a) on these counts, empty where no slope
+      can be fitted (`ratios`);
+    - heldout_minus_chance, heldout_minus_unigram: held-out average loss at this λ above log V and above the unigram; a
+      model above 0 is useless there.
+    """
+    from fairlm_utils.cost import parameter_counts  # with torch, which nothing else here needs
+    from fairlm_utils.models import model_config
+    from fairlm_utils.training import decay_sum
+
+    keys = [k for k in _GROUP if k in results.totals]
+    rows = []
+    for key, group in results.totals.groupby(keys, sort=False):
+        named = dict(zip(keys, key, strict=True))
+        p = _params_of(results, named)
+        n_targets, vocabulary = int(group["n_train_tokens"].iloc[0]), round(np.exp(group["chance"].iloc[0]))
+        parameters, _ = parameter_counts(model_config(p.model, vocabulary, p.context))
+        heldout = group[group["split"] == "held-out"]
+        rows.append(
+            {
+                **named,
+                "tokens_per_type": n_targets / counts_of(results, named.get("variant"))["n_types"].sum(),
+                "parameters_per_target": parameters / n_targets,
+                "decay_sum": decay_sum(p),
+                "heldout_minus_chance": (heldout["average_loss"] - heldout["chance"]).mean(),
+                "heldout_minus_unigram": (heldout["average_loss"] - heldout["average_unigram"]).mean(),
+            }
+        )
+    fits = ratios(results)[[*keys, "slope", "predicted"]].rename(columns={"predicted": "count_ratio"})
+    return regimes(results).merge(pd.DataFrame(rows), on=keys).merge(fits, on=keys, how="left")
 
 
 def _params_of(results: Results, named: Mapping[str, Any]) -> TrainingParams:

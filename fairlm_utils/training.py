@@ -24,6 +24,7 @@ from fairlm_utils.cost import STATE_BYTES
 from fairlm_utils.models import build_model, n_rows, physical_memory, weight_decay_groups
 from fairlm_utils.params import AuditParams, ParameterError, TrainingParams, first_line
 from fairlm_utils.remedies import FrequencyAwareAdamW, dropout, frequency_scale, objective
+from fairlm_utils.scale import time_scale
 from fairlm_utils.token_loss import TokenSums, record_token_loss
 from fairlm_utils.tokenization import TokenizedCorpus, blocks, n_ids, target_counts, text_now, tokenize_corpus
 
@@ -372,7 +373,6 @@ def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) 
     blocks_a_step = p.batch_size * p.gradient_accumulation_steps
     epochs = p.steps * blocks_a_step / len(data)
     n_train = target_counts(data.labels.numpy(), n_rows(model))
-    decay_sum, tau = decay_scales(p, epochs)
     rows = {
         "training blocks": len(data),
         "targets a step": blocks_a_step * (p.context - 1),
@@ -383,24 +383,20 @@ def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) 
         "parameters per target": model.num_parameters() / n_train.sum(),
         "vocabulary": n_rows(model),
         "loss of a uniform prediction (nats)": float(np.log(n_rows(model))),
-        "λ Σ lr, weights left to decay shrink to exp of minus this": decay_sum,
-        "τ = 1/(lr λ) at the peak rate (epochs)": tau,
+        "λ Σ lr, weights left to decay shrink to exp of minus this": decay_sum(p),
+        "τ = 1/(lr λ) at the peak rate (epochs)": time_scale(p, epochs),
     }
     return pd.DataFrame(
         {"quantity": rows.keys(), "value": [f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" for v in rows.values()]}
     )
 
 
-def decay_scales(p: TrainingParams, epochs: float) -> tuple[float, float]:
-    """λ Σ lr over all steps, and AdamW's time scale τ = 1 / (lr λ) at the peak learning rate, in epochs of a run of `epochs`.
+def decay_sum(p: TrainingParams) -> float:
+    """λ Σ lr over all steps: decay alone multiplies a weight by about exp of minus this over the run.
 
-    Decay alone multiplies a weight by about exp(−λ Σ lr) over the run, and by 1/e in τ, the span over which AdamW's weights
-    average its updates (Wang & Aitchison 2024, arXiv 2405.13698); τ is infinite at λ = 0, and longer wherever the rate is
-    below its peak. Both are NaN if the decay is a term of the loss, which Adam scales.
+    NaN if the decay is a term of the loss, which Adam scales.
     """
     if p.weight_decay_form != "decoupled":
-        return float("nan"), float("nan")
+        return float("nan")
     _, schedule = optimizer_and_schedule(p, [{"params": [torch.zeros(1, requires_grad=True)]}])
-    decay = p.learning_rate * p.weight_decay
-    tau = 1 / decay if decay else float("inf")
-    return decay * sum(schedule.lr_lambdas[0](step) for step in range(p.steps)), tau / p.steps * epochs
+    return p.weight_decay * p.learning_rate * sum(schedule.lr_lambdas[0](step) for step in range(p.steps))

@@ -65,6 +65,15 @@ def test_a_model_of_no_use_on_held_out_text_bears_no_verdict_there(heldout, reas
     assert row["verdict"] == claims.NOT_COMPARABLE and reason in row["reason"]
 
 
+def test_a_weight_decay_that_forgets_within_an_epoch_bears_no_verdict():
+    r = like_the_paper()
+    table = claims.claims(replace(r, params={**r.params, "steps": 10, "learning_rate": 1.0, "batch_size": 16}))
+    assert (
+        set(table["verdict"].drop(THRESHOLD)) == {claims.NOT_COMPARABLE}
+        and "forgetting: τ is" in table["reason"][FIGURE_1]
+    )
+
+
 def test_accuracy_is_judged_below_its_ceiling():
     r = like_the_paper()
     far = replace(r, totals=r.totals.assign(token_balanced_floor_accuracy=0.995))

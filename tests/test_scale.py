@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from fairlm_utils import metrics, scale
+from fairlm_utils.params import TrainingParams
 from fairlm_utils.runs import Results
 
 #: Training counts and how many types have each: one count a bin, so that the bins lose nothing.
@@ -75,7 +76,7 @@ def experiment(
     params = {
         "corpus": "python-docs",
         "steps": 100,
-        "batch_size": 8,
+        "batch_size": max(1, round(50 * (n @ m) / 63 / 100)),  # some 50 epochs
         "context": 64,
         "lr_schedule": "constant",
         "warmup_steps": 0,
@@ -127,7 +128,7 @@ def test_the_measured_ratio_is_what_the_counts_predict_where_the_power_law_holds
 
 def test_where_the_added_loss_does_not_rise_there_is_no_ratio_and_no_slope():
     row = scale.ratios(experiment(rise=-0.01)).iloc[0]
-    assert row[["ratio", "low", "slope", "predicted"]].isna().all() and row["added_average"] < 0
+    assert row[["ratio", "low", "slope", "r_squared", "predicted"]].isna().all() and row["added_average"] < 0
     assert scale.ratios(experiment(weight_decays=(0.0,))).empty
 
 
@@ -181,7 +182,7 @@ def test_the_sheet_says_what_sets_an_experiment_beside_others():
         "weight_decay"
     )
     n_targets = (NARROW["n_train"] * NARROW["n_types"]).sum()
-    epochs = 100 * 8 / (n_targets / 63)
+    epochs = 100 * 3 / (n_targets / 63)
     row = table.loc[1.0]
     assert row["tokens_per_type"] == n_targets / 100 and row["epochs"] == pytest.approx(epochs)
     assert row["decay_sum"] == pytest.approx(0.004 * 100)  # a constant rate
@@ -192,3 +193,22 @@ def test_the_sheet_says_what_sets_an_experiment_beside_others():
     assert row["heldout_minus_unigram"] == pytest.approx(-2.1)
     assert table["regime"].tolist() == ["memorised", "memorised", "forgetting"]
     assert row["parameters_per_target"] == pytest.approx(427_776 / n_targets)  # as 02 prints for this vocabulary
+
+
+def test_the_time_scale_of_decay_is_in_epochs():
+    p = TrainingParams(weight_decay=0.5, learning_rate=0.004, steps=1000)
+    assert scale.time_scale(p, 4.0) == pytest.approx(500 / 250)  # 500 steps, of which 250 are an epoch
+    assert scale.time_scale(p.model_copy(update={"weight_decay": 0.0}), 4.0) == float("inf")
+    assert np.isnan(scale.time_scale(p.model_copy(update={"weight_decay_form": "l2"}), 4.0))
+
+
+def test_a_variant_without_a_run_at_0_is_measured_from_no_decay():
+    r = experiment()
+    plain = r.totals["weight_decay"] > 0
+    variants = replace(r, totals=r.totals.assign(variant=np.where(plain, "decay on all", "no decay")))
+    assert scale.regimes(variants)["excess_average"].tolist() == pytest.approx([0.004, 0.004])
+    nothing = replace(r, totals=r.totals[plain])
+    assert (
+        scale.regimes(nothing)["excess_average"].isna().all()
+        and scale.regimes(nothing)["regime"].item() == "several epochs"
+    )
