@@ -36,6 +36,8 @@ _COLOURS = {
     2.0: "#e8d51c",
 }
 _POSITIONS, _VIRIDIS = list(_COLOURS), list(_COLOURS.values())
+#: Lines that no model draws (`metrics.baselines`), by their dashes.
+BASELINE_DASHES = {"floor": [2, 2], "unigram": [6, 4], "uniform guess": [10, 3, 2, 3]}
 CLASS_COLOURS = {"low": "#d55e00", "high": "#0072b2"}
 MEASURE_COLOURS = {"token-balanced loss": "#d55e00", "average loss": "#0072b2"}
 #: What a remedy acts on (`comparisons.kind_of_remedy`), in colours of Okabe and Ito.
@@ -227,18 +229,44 @@ def figure_3(totals: pd.DataFrame) -> alt.Chart:
     )
 
 
-def by_bin(bins: pd.DataFrame, y_title: str = "loss (nats, mean over types)") -> alt.Chart:
+def _beside_baselines(
+    frame: pd.DataFrame, baselines: pd.DataFrame | None, x: alt.X, curves: list[alt.Chart]
+) -> tuple[pd.DataFrame, list[alt.Chart]]:
+    """A table with the rows of its baselines, and its layers, each of its own rows: dashed grey lines over the curves."""
+    if baselines is None or baselines.empty:
+        return frame, curves
+    present = [name for name in BASELINE_DASHES if name in set(baselines["baseline"])]
+    dashes = alt.Scale(domain=present, range=[BASELINE_DASHES[name] for name in present])
+    legend = alt.Legend(symbolType="stroke", symbolSize=600, symbolStrokeColor="#555555", symbolStrokeWidth=1.8)
+    line = (
+        alt.Chart()
+        .transform_filter("isValid(datum.baseline)")
+        .mark_line(color="#555555", strokeWidth=1.8)
+        .encode(
+            x=x,
+            y="mean:Q",
+            strokeDash=alt.StrokeDash("baseline:N", sort=present, scale=dashes, title="without a model", legend=legend),
+            tooltip=["baseline:N", alt.Tooltip("mean:Q", title="loss", format=".4f")],
+        )
+    )
+    own = [curve.transform_filter("!isValid(datum.baseline)") for curve in curves]
+    return pd.concat([frame, baselines], ignore_index=True), [*own, line]
+
+
+def by_bin(
+    bins: pd.DataFrame, y_title: str = "loss (nats, mean over types)", baselines: pd.DataFrame | None = None
+) -> alt.Chart:
     """Figures 4 and 5: a value (y, `y_title`) by frequency bin of the training count n_v (x), one curve a λ.
 
-    `bins`: weight_decay, split, bin, bin_low and the columns of `over_seeds`. A click in the legend shows one λ.
+    `bins`: weight_decay, split, bin, bin_low and the columns of `over_seeds`. A click in the legend shows one λ. Dashed are
+    the `baselines` of a loss, as `metrics.baselines` makes them.
     """
     frame = _labelled(bins)
     order = frame.sort_values("bin_low")["bin"].unique().tolist()
     colour, chosen, opacity = _by_weight_decay(frame)
+    x = alt.X("bin:O", sort=order, title="training count n_v of the type (powers of 3)", axis=alt.Axis(labelAngle=-40))
     base = alt.Chart().encode(
-        x=alt.X(
-            "bin:O", sort=order, title="training count n_v of the type (powers of 3)", axis=alt.Axis(labelAngle=-40)
-        ),
+        x=x,
         xOffset=_beside(_labels(frame), "λ"),
         color=colour,
         opacity=opacity,
@@ -247,11 +275,13 @@ def by_bin(bins: pd.DataFrame, y_title: str = "loss (nats, mean over types)") ->
     line = base.mark_line(strokeWidth=2).encode(y=_y(y_title))
     points = base.mark_point(filled=True, size=45).encode(y="mean:Q").add_params(chosen)
     name = y_title.split(" (")[0]
+    drawn, layers = _beside_baselines(frame, baselines, x, [line, _interval_over_seeds(base), points])
+    said = " beside the floor of training text and what unigram and uniform guess lose" if len(layers) > 3 else ""
     return _finish(
-        alt.layer(line, _interval_over_seeds(base), points),
-        frame,
+        alt.layer(*layers),
+        drawn,
         f"{name.capitalize()} by frequency of the type",
-        f"Line chart of the {name} by frequency bin of the token type, one curve a weight decay, with intervals over seeds",
+        f"Line chart of the {name} by frequency bin of the token type, one curve a weight decay, with intervals over seeds{said}",
         y="independent",
     )
 
@@ -578,10 +608,11 @@ def token_explorer(tokens: pd.DataFrame, split: str = "training", n_listed: int 
     )
 
 
-def learning_curves(curves: pd.DataFrame, n_bins: int = 4) -> alt.Chart:
+def learning_curves(curves: pd.DataFrame, n_bins: int = 4, chance: float | None = None) -> alt.Chart:
     """Loss in the training stream (y, nats, mean over types) against step (x), a panel a frequency bin, a line a λ.
 
-    Shows `n_bins` bins from the rarest to the most frequent; bands are intervals over seeds, cut off below 0.
+    Shows `n_bins` bins from the rarest to the most frequent; bands are intervals over seeds, cut off below 0. Dashed is
+    `chance`, the loss log V of a uniform guess.
     """
     lows = np.sort(curves["bin_low"].unique())
     lows = lows[np.unique(np.linspace(0, len(lows) - 1, n_bins).round().astype(int))]
@@ -591,8 +622,9 @@ def learning_curves(curves: pd.DataFrame, n_bins: int = 4) -> alt.Chart:
     else:
         frame = frame.assign(panel="n_v " + frame["bin"])
     colour, chosen, opacity = _by_weight_decay(frame)
+    x = alt.X("step:Q", title="optimiser step", axis=alt.Axis(tickCount=4))
     base = alt.Chart().encode(
-        x=alt.X("step:Q", title="optimiser step", axis=alt.Axis(tickCount=4)),
+        x=x,
         color=colour,
         tooltip=["panel:N", "λ", "step:Q", *_statistics(frame)],
     )
@@ -600,7 +632,10 @@ def learning_curves(curves: pd.DataFrame, n_bins: int = 4) -> alt.Chart:
         y="low:Q", y2="high:Q", fillOpacity=alt.condition(chosen, alt.value(0.12), alt.value(0.0))
     )
     line = base.mark_line(strokeWidth=2).encode(y=_y("loss (nats, mean over types)"), opacity=opacity)
-    chart = alt.layer(band, line.add_params(chosen), data=frame).properties(width=136, height=HEIGHT - 40)
+    ends = frame.groupby("panel", as_index=False)["step"].agg(["min", "max"]).melt("panel", value_name="step")
+    lines = None if chance is None else ends.assign(baseline="uniform guess", mean=chance)
+    drawn, layers = _beside_baselines(frame, lines, x, [band, line.add_params(chosen)])
+    chart = alt.layer(*layers, data=drawn).properties(width=136, height=HEIGHT - 40)
     panels = frame.sort_values("bin_low")["panel"].unique().tolist()
     return chart.facet(alt.Facet("panel:N", sort=panels, title=None), columns=4).properties(
         title="Learning curves by frequency of the type",

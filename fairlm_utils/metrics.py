@@ -317,6 +317,20 @@ def unigram_loss(counts: np.ndarray | pd.Series) -> np.ndarray:
     return np.log(smoothed.sum()) - np.log(smoothed)
 
 
+def baselines(bins: pd.DataFrame, totals: pd.DataFrame) -> pd.DataFrame:
+    """What losses by bin are compared with: columns baseline, mean (nats over types) and the keys of `bins` but λ and seed.
+
+    Of training rows the floor, which no model can pass; of held-out rows the unigram and of a uniform guess, log V,
+    below which a model of use there lies.
+    """
+    keys = [k for k in KEYS if k in bins and k not in ("weight_decay", "seed")]
+    both = bins.merge(totals[[*(k for k in KEYS if k in totals and k in bins), "chance"]])
+    names = {"floor": "floor", "unigram": "unigram", "chance": "uniform guess"}
+    long = both.rename(columns=names).melt(keys, list(names.values()), "baseline", "mean")
+    kept = (long["split"] == "training") == (long["baseline"] == "floor")
+    return long[kept].drop_duplicates([*keys, "baseline"], ignore_index=True)
+
+
 def difference_over_blocks(
     sums: np.ndarray, n: np.ndarray, other_sums: np.ndarray, n_other: np.ndarray, confidence: float = 0.95
 ) -> tuple[float, float, float]:

@@ -133,7 +133,8 @@ def _picture(results: runs.Results) -> Any:
     if "variant" in results.totals and _has_references(results):
         points = comparisons.remedy_points(comparisons.remedy_numbers(results), results.params["variants"])
         return charts.pareto(points.assign(regime=results.params["experiment"]))
-    return charts.by_bin(metrics.over_seeds(results.bins, "loss"))
+    baselines = metrics.baselines(results.bins, results.totals)
+    return charts.by_bin(metrics.over_seeds(results.bins, "loss"), baselines=baselines)
 
 
 def _check_models(asked: Sequence[tuple[str, int, int]]) -> None:

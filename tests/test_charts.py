@@ -25,6 +25,9 @@ def grid(**axes) -> pd.DataFrame:
 BINS = grid(model=["m"], weight_decay=LAMBDAS, split=["training", "held-out"], bin_low=[9, 1, 3]).assign(
     bin=lambda f: f["bin_low"].map({1: "1–2", 3: "3–8", 9: "9–26"})
 )
+BASELINES = pd.DataFrame(
+    [("training", "floor"), ("held-out", "unigram"), ("held-out", "uniform guess")], columns=["split", "baseline"]
+).merge(pd.DataFrame({"bin": ["1–2", "3–8", "9–26"], "bin_low": [1, 3, 9], "mean": 1.5}), how="cross")
 ALL = {
     "figure_1": charts.figure_1(
         grid(weight_decay=LAMBDAS, split=["held-out", "training"], frequency_class=["low", "high"])
@@ -33,6 +36,7 @@ ALL = {
         grid(weight_decay=LAMBDAS, split=["training", "held-out"], measure=["average loss", "token-balanced loss"])
     ),
     "by_bin": charts.by_bin(BINS),
+    "by_bin_beside_baselines": charts.by_bin(BINS, baselines=BASELINES),
     "change_by_weight_decay": charts.change_by_weight_decay(
         grid(
             weight_decay=LAMBDAS[1:], split=["training", "held-out"], frequency_class=["low", "high"], regime=["a", "b"]
@@ -73,7 +77,7 @@ ALL = {
         )
     ),
     "learning_curves": charts.learning_curves(
-        grid(weight_decay=LAMBDAS, bin_low=[1, 3], step=[10, 20]).assign(bin="1–2")
+        grid(weight_decay=LAMBDAS, bin_low=[1, 3], step=[10, 20]).assign(bin="1–2"), chance=7.0
     ),
     "rank_frequency": charts.rank_frequency(
         pd.DataFrame({"rank": [1, 2], "count": [5, 1]}), pd.DataFrame({"percentile": [95.0], "count": [4.0]})
@@ -139,6 +143,22 @@ def test_intervals_over_seeds_are_drawn_and_splits_stand_side_by_side(name):
 def test_learning_curves_have_bands_over_seeds():
     bands = [m for m in ALL["learning_curves"].to_dict()["spec"]["layer"] if m["mark"]["type"] == "area"]
     assert [(b["encoding"]["y"]["field"], b["encoding"]["y2"]["field"]) for b in bands] == [("low", "high")]
+
+
+@pytest.mark.parametrize("name", ["by_bin_beside_baselines", "learning_curves"])
+def test_baselines_are_dashed_and_drawn_apart_from_the_curves(name):
+    """The curves leave the baselines' rows out, which have no λ, and the dashes are named in a legend."""
+    layers = ALL[name].to_dict()["spec"]["layer"]
+    filters = [layer["transform"][0]["filter"] for layer in layers]
+    assert filters == ["!isValid(datum.baseline)"] * (len(layers) - 1) + ["isValid(datum.baseline)"]
+    scale = layers[-1]["encoding"]["strokeDash"]["scale"]
+    named = {row["baseline"] for row in rows_of(ALL[name]) if row.get("baseline")}
+    assert set(scale["domain"]) == named and len(set(map(tuple, scale["range"]))) == len(named)
+
+
+def test_the_line_of_chance_spans_each_panel_of_the_learning_curves():
+    line = [r for r in rows_of(ALL["learning_curves"]) if r.get("baseline")]
+    assert {(r["step"], r["mean"]) for r in line} == {(10, 7.0), (20, 7.0)}
 
 
 @pytest.mark.parametrize(

@@ -182,3 +182,39 @@ def test_kinds_add_up_to_the_totals(table):
     kinds = metrics.by_kind(table.assign(kind=["number", "word piece", "word piece", "special"])).set_index("kind")
     assert list(kinds.index) == ["number", "word piece"] and kinds["n_tokens"].sum() == 100
     assert kinds.loc["word piece", "loss"] == 3.5
+
+
+def test_baselines_are_the_floor_of_training_text_and_chance_lines_of_held_out_text():
+    """Two λ and two seeds share them; the bin of types that are seen in held-out text alone has no floor."""
+    rows = [("training", "1–2", 1, 0.3), ("held-out", "0", 0, np.nan), ("held-out", "1–2", 1, np.nan)]
+    bins = pd.DataFrame(
+        {
+            "weight_decay": wd,
+            "seed": seed,
+            "split": s,
+            "bin": b,
+            "bin_low": n,
+            "loss": 9.0,
+            "floor": f,
+            "unigram": 5.0 - n,
+        }
+        for wd in (0.0, 1.0)
+        for seed in (0, 1)
+        for s, b, n, f in rows
+    )
+    totals = bins[["weight_decay", "seed", "split"]].drop_duplicates().assign(chance=7.0)
+    found = metrics.baselines(bins, totals)[["split", "bin", "baseline", "mean"]]
+    assert sorted(found.itertuples(index=False, name=None)) == [
+        ("held-out", "0", "uniform guess", 7.0),
+        ("held-out", "0", "unigram", 5.0),
+        ("held-out", "1–2", "uniform guess", 7.0),
+        ("held-out", "1–2", "unigram", 4.0),
+        ("training", "1–2", "floor", 0.3),
+    ]
+
+
+def test_totals_of_a_table_without_losses_are_those_of_what_it_has():
+    table = pd.DataFrame({"n_train": [3, 1, 0], "n_eval": [3, 1, 0], "floor": [0.5, 0.1, np.nan]})
+    found = metrics.totals(table)
+    assert found["average_floor"] == pytest.approx(0.4) and found["token_balanced_floor"] == pytest.approx(0.3)
+    assert found["chance"] == pytest.approx(np.log(3)) and not any("loss" in name for name in found)
