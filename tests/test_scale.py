@@ -78,6 +78,7 @@ def experiment(
         "steps": 100,
         "batch_size": max(1, round(50 * (n @ m) / 63 / 100)),  # some 50 epochs
         "context": 64,
+        "learning_rate": 0.004,
         "lr_schedule": "constant",
         "warmup_steps": 0,
     }
