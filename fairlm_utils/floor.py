@@ -193,7 +193,7 @@ def _completed(
         new = pd.concat([of[name].assign(split=split) for split, of in groups.items()])
         checked = [c for c in ("n_types", "n_tokens", "n_train_tokens") if c in new]
         keys = [c for c in metrics.KEYS if c in new]
-        added = [c for c in new if c not in (*keys, *checked)]
+        added = [c for c in (*new, "gain", "gain_occurrences") if c not in (*keys, *checked)]
         old = table.drop(columns=added, errors="ignore")
         both = old.merge(new, on=keys, how="left", suffixes=("", " now")).set_index(old.index)
         for column in checked:

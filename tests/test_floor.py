@@ -160,6 +160,9 @@ def test_the_command_adds_to_results_of_an_earlier_version_what_a_new_one_has(ex
     assert floor.main([str(folder), *where]) == 0
     check_same(runs.load_results(folder), results)
     assert (folder / "counts.csv").read_bytes() == kept["counts.csv"]
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert floor.main([str(folder), *where]) == 0
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before, "a second time changes something"
 
 
 def test_the_command_adds_to_finished_runs_of_an_earlier_version_what_a_new_one_has(experiment, tmp_path, capsys):
