@@ -276,7 +276,11 @@ def by_bin(
     points = base.mark_point(filled=True, size=45).encode(y="mean:Q").add_params(chosen)
     name = y_title.split(" (")[0]
     drawn, layers = _beside_baselines(frame, baselines, x, [line, _interval_over_seeds(base), points])
-    said = ", beside the floor of training text and the losses of the unigram and of a uniform guess on held-out text" if len(layers) > 3 else ""
+    said = (
+        ", beside the floor of training text and the losses of the unigram and of a uniform guess on held-out text"
+        if len(layers) > 3
+        else ""
+    )
     return _finish(
         alt.layer(*layers),
         drawn,
