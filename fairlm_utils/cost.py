@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 from fairlm_utils import params, runs
 from fairlm_utils.models import meta_model, model_config
 from fairlm_utils.params import EvaluationParams, ParameterError
+from fairlm_utils.scale import time_scale
 from fairlm_utils.tokenization import SPECIAL_TOKENS
 
 
@@ -111,6 +112,22 @@ def cost_table(points: Sequence[EvaluationParams]) -> pd.DataFrame:
     return pd.DataFrame([{"hardware": name, **cost(points[0], name, len(points))} for name in HARDWARE])
 
 
+def decay_line(p: EvaluationParams) -> str:
+    """A line of what λ amounts to over the run, and of epochs and parameters per target where the file limits the blocks."""
+    from fairlm_utils.training import decay_sum  # which needs this module
+
+    unit, per_step = p.model_copy(update={"weight_decay": 1.0}), p.batch_size * p.gradient_accumulation_steps
+    line = f"λ Σ lr = {decay_sum(unit):.3g} λ; τ = 1/(lr λ) = {time_scale(unit, p.steps):,.0f}/λ steps at the peak rate"
+    if p.max_train_blocks:
+        epochs = p.steps * per_step / p.max_train_blocks
+        n_parameters, _ = parameter_counts(model_config(p.model, p.vocab_size + len(SPECIAL_TOKENS), p.context))
+        line += (
+            f" = {time_scale(unit, epochs):,.3g}/λ epochs; if the text fills {p.max_train_blocks:,} blocks: {epochs:,.3g} epochs, "
+            f"{n_parameters / (p.max_train_blocks * (p.context - 1)):,.3g} parameters per target"
+        )
+    return line
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the cost of experiment files."""
     parser = argparse.ArgumentParser(prog="python -m fairlm_utils.cost", description=__doc__.splitlines()[0])
@@ -126,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 lambda v: f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if type(v) is int else v
             )
             print(f"\n{file.stem}: {points[0].model}, {len(points)} runs of {points[0].steps:,} steps")
+            print(decay_line(points[0]))
             print(tabulate(table, headers="keys", showindex=False, disable_numparse=True))
     except ParameterError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -145,14 +145,17 @@ def _has_references(results: runs.Results) -> bool:
 
 
 def _tables(results: runs.Results) -> dict[str, pd.DataFrame]:
-    """What an experiment says, by heading: verdicts on the claims, or what its variants change; and Table 1."""
-    from fairlm_utils import claims, comparisons, metrics
+    """What an experiment says, by heading: verdicts on the claims, or what its variants change; Table 1 and scale."""
+    from fairlm_utils import claims, comparisons, metrics, scale
 
-    table_1 = metrics.table_1(results.totals, TABLE_1)
+    sheet = scale.sheet(results)
+    columns = sheet.select_dtypes("number").columns
+    sheet[columns] = sheet[columns].map(lambda v: "" if np.isnan(v) else f"{v:.3g}")
+    in_common = {"Table 1": metrics.table_1(results.totals, TABLE_1), "Scale": sheet}
     if "variant" not in results.totals:
-        return {"Claims": claims.claims(results).drop(columns="model"), "Table 1": table_1}
+        return {"Claims": claims.claims(results).drop(columns="model"), **in_common}
     if not _has_references(results):
-        return {"Change from λ = 0": comparisons.at_weight_decay(results, np.inf), "Table 1": table_1}
+        return {"Change from λ = 0": comparisons.at_weight_decay(results, np.inf), **in_common}
     numbers = comparisons.remedy_numbers(results)
     cost = comparisons.cost_split(numbers)
     judged = comparisons.judge_remedies(numbers, cost).round(3)
@@ -160,7 +163,7 @@ def _tables(results: runs.Results) -> dict[str, pd.DataFrame]:
     return {
         f"Remedies (decay costs the rarest types on {cost} text)": judged,
         "Four numbers": comparisons.mean_sd(numbers, "variant", four),
-        "Table 1": table_1,
+        **in_common,
     }
 
 
@@ -285,14 +288,17 @@ def _conclude(file: str | Path, folder: Path, results: runs.Results, done: dict[
 def _for_terminal(name: str, table: pd.DataFrame) -> str:
     """A table as it fits the terminal: claims as a verdict and a paragraph each, Table 1 under narrow headings."""
     if name != "Claims":
-        if name == "Table 1":  # the line above it says what all rows share
-            table = table.drop(columns=[c for c in ("model", "n_seeds") if table[c].nunique() == 1])
+        if name in ("Table 1", "Scale"):  # the line above it says what all rows share
+            table = table.drop(columns=[c for c in ("model", "n_seeds") if c in table and table[c].nunique() == 1])
             table = table.rename(columns=lambda c: c.replace("_", "\n"))
         return tabulate(table, headers="keys", showindex=False)
     width = shutil.get_terminal_size((120, 24)).columns
     verdicts = table["verdict"].str.len().max()
     rows = [
-        (row.verdict, f"{row.claim}\npaper: {row.paper} ({row.exhibit})\nhere: {row.ours}")
+        (
+            row.verdict,
+            f"{row.claim}\npaper: {row.paper} ({row.exhibit})\nhere: {row.ours}" + f"\n{row.reason}" * bool(row.reason),
+        )
         for row in table.itertuples(index=False)
     ]
     return tabulate(rows, tablefmt="plain", maxcolwidths=[None, max(20, width - verdicts - 2)], disable_numparse=True)

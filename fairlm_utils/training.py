@@ -24,6 +24,7 @@ from fairlm_utils.cost import STATE_BYTES
 from fairlm_utils.models import build_model, n_rows, physical_memory, weight_decay_groups
 from fairlm_utils.params import AuditParams, ParameterError, TrainingParams, first_line
 from fairlm_utils.remedies import FrequencyAwareAdamW, dropout, frequency_scale, objective
+from fairlm_utils.scale import time_scale
 from fairlm_utils.token_loss import TokenSums, record_token_loss
 from fairlm_utils.tokenization import TokenizedCorpus, blocks, n_ids, target_counts, text_now, tokenize_corpus
 
@@ -373,26 +374,32 @@ def load_curves(directory: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarr
 def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) -> pd.DataFrame:
     """What follows from the parameters, for a look before training: targets, epochs, parameter counts, decay over the run."""
     blocks_a_step = p.batch_size * p.gradient_accumulation_steps
-    rates = [group["lr"] for group in _schedule_preview(p)]
-    n_embedding = model.get_input_embeddings().weight.numel()
+    epochs = p.steps * blocks_a_step / len(data)
+    n_train = target_counts(data.labels.numpy(), n_rows(model))
     rows = {
         "training blocks": len(data),
         "targets a step": blocks_a_step * (p.context - 1),
-        "epochs": p.steps * blocks_a_step / len(data),
+        "epochs": epochs,
+        "targets per token type that occurs": n_train.sum() / np.count_nonzero(n_train),
         "parameters": model.num_parameters(),
-        "parameters of the embedding": n_embedding,
+        "parameters of the embedding": model.get_input_embeddings().weight.numel(),
+        "parameters per target": model.num_parameters() / n_train.sum(),
         "vocabulary": n_rows(model),
         "loss of a uniform prediction (nats)": float(np.log(n_rows(model))),
-        "weights kept by decay alone, exp(−λ Σ lr)": float(np.exp(-p.weight_decay * sum(rates))),
+        "λ Σ lr, weights left to decay shrink to exp of minus this": decay_sum(p),
+        "τ = 1/(lr λ) at the peak rate (epochs)": time_scale(p, epochs),
     }
     return pd.DataFrame(
         {"quantity": rows.keys(), "value": [f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" for v in rows.values()]}
     )
 
 
-def _schedule_preview(p: TrainingParams) -> Iterator[dict]:
-    optimizer, schedule = optimizer_and_schedule(p, [{"params": [torch.zeros(1, requires_grad=True)]}])
-    for _ in range(p.steps):
-        yield {"lr": optimizer.param_groups[0]["lr"]}
-        optimizer.step()
-        schedule.step()
+def decay_sum(p: TrainingParams) -> float:
+    """λ Σ lr over all steps: decay alone multiplies a weight by about exp of minus this over the run.
+
+    NaN if the decay is a term of the loss, which Adam scales.
+    """
+    if p.weight_decay_form != "decoupled":
+        return float("nan")
+    _, schedule = optimizer_and_schedule(p, [{"params": [torch.zeros(1, requires_grad=True)]}])
+    return p.weight_decay * p.learning_rate * sum(schedule.lr_lambdas[0](step) for step in range(p.steps))

@@ -73,9 +73,8 @@ def test_what_a_panels_settings_imply_is_what_its_file_says(file):
     )
     epochs, n_blocks, decay, tau, per_target, targets = (float(number.replace(",", "")) for number in said.groups())
     n, _ = cost.parameter_counts(model_config(p.model, 32_005, p.context))
-    rates = [group["lr"] for group in training._schedule_preview(p)]
     assert epochs == round(p.steps * p.batch_size / n_blocks) and per_target == round(n / targets)
-    assert decay == pytest.approx(sum(rates), rel=0.1)
+    assert decay == pytest.approx(training.decay_sum(p.model_copy(update={"weight_decay": 1.0})), rel=0.1)
     assert tau == pytest.approx(p.batch_size / p.learning_rate / n_blocks, rel=0.03)
     assert 0.9 < targets / (n_blocks * (p.context - 1)) <= 1
 
@@ -123,5 +122,14 @@ def _shapes(p):
 def test_the_command_prints_a_table_and_refuses_what_is_not_an_experiment(capsys, tmp_path):
     assert cost.main([str(PAPER[0])]) == 0
     out = capsys.readouterr().out
-    assert "H200" in out and "hours in all" in out
+    assert "H200" in out and "hours in all" in out and "λ Σ lr = " in out
     assert cost.main([str(tmp_path / "nowhere.yaml")]) == 2
+
+
+def test_decay_epochs_and_parameters_per_target_stand_beside_the_cost():
+    size = {"vocab_size": 1024, "context": 64, "max_train_blocks": 192, "steps": 600, "batch_size": 16}
+    p = params.EvaluationParams(**size, learning_rate=0.004, lr_schedule="constant", warmup_steps=0)
+    said = cost.decay_line(p)
+    assert said.startswith("λ Σ lr = 2.4 λ; τ = 1/(lr λ) = 250/λ steps at the peak rate = 20.8/λ epochs")
+    assert said.endswith("50 epochs, 35.4 parameters per target")
+    assert "epochs" not in cost.decay_line(p.model_copy(update={"max_train_blocks": 0}))

@@ -189,9 +189,14 @@ def test_derived_quantities_follow_from_the_parameters(miniature):
     table = training.derived_quantities(p, model, training.training_blocks(p, corpus)).set_index("quantity")["value"]
     assert table["targets a step"] == str(8 * 15) and float(table["epochs"]) == pytest.approx(10 * 8 / 24, rel=1e-3)
     # a linear schedule from η to 0 over T steps sums to η (T + 1) / 2
-    assert float(table["weights kept by decay alone, exp(−λ Σ lr)"]) == pytest.approx(
-        np.exp(-2.0 * 3e-3 * 5.5), rel=1e-3
+    assert training.decay_sum(p) == pytest.approx(2.0 * 3e-3 * 5.5)
+    assert np.isnan(training.decay_sum(p.model_copy(update={"weight_decay_form": "l2"})))
+    assert float(table["τ = 1/(lr λ) at the peak rate (epochs)"]) == pytest.approx(10 * 8 / 24 / 0.06, rel=1e-3)
+    n_train = tokenization.target_counts(training.training_blocks(p, corpus).labels.numpy(), len(corpus.tokenizer))
+    assert float(table["parameters per target"].replace(",", "")) == pytest.approx(
+        model.num_parameters() / n_train.sum(), rel=1e-3
     )
+    assert float(table["targets per token type that occurs"]) == pytest.approx(n_train[n_train > 0].mean(), rel=1e-3)
 
 
 #: Accelerate shards over accelerators only; told that these CPU processes are some, it does all the same on them. Prints
