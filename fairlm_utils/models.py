@@ -34,11 +34,12 @@ disable_progress_bar()  # of saving and loading, shorter than the line that anno
 #: More layers than any model has: making them one after the other would take for ever.
 MAX_LAYERS = 10_000
 #: Sizes of Qwen2. The published ones tie input and output embeddings and use a RoPE base of 1e6, which are not the
-#: defaults of Qwen2Config; the tiny one keeps both.
+#: defaults of Qwen2Config; the tiny ones keep both.
+_TINY = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=256)
 QWEN2_SIZES: dict[str, dict[str, Any]] = {
-    "qwen2-tiny": dict(
-        hidden_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=256
-    ),
+    "qwen2-tiny": _TINY,
+    "qwen2-tiny-wide": {**_TINY, "hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 512},
+    "qwen2-tiny-deep": {**_TINY, "num_hidden_layers": 4},
     "qwen2-0.5b": dict(
         hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864
     ),
