@@ -2,13 +2,15 @@
 PYTHON ?= python3
 PARAMS ?= params/quick.yaml
 SET ?=
+MINUTES ?= 9
+FOLDER ?= build/panel
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce results test lint site lab notebooks bench load binder fuzz licences lock clean
+.PHONY: help setup reproduce results test lint site lab notebooks bench load panel pack binder fuzz licences lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +56,16 @@ notebooks: setup ## execute the committed notebooks in place, at default paramet
 load: setup ## time and memory of many runs and of 10^9 tokens, and how they grow
 	$(BIN)/python -m tests.load
 
-bench: setup ## measure the promised ratios of speed, both sides in one run
-	$(BIN)/python -m tests.bench $(if $(IMDB),--imdb $(IMDB))
+bench: setup ## measure the promised ratios of speed, both sides in one run; PANEL=params/paper/FILE.yaml: the speed of a panel
+	$(BIN)/python -m tests.bench $(if $(IMDB),--imdb $(IMDB)) $(if $(PANEL),--panel $(PANEL))
+
+panel pack: PARAMS = params/paper/openelm-270m-imdb.yaml
+
+panel: setup ## a panel of the paper on one GPU, λ = 0 and 1: stops after MINUTES=9 at a checkpoint, run again to go on
+	TQDM_DISABLE=1 $(BIN)/python -m fairlm_utils.panel run $(PARAMS) --minutes $(MINUTES) $(SET)
+
+pack: setup ## FOLDER=build/panel, at most 64 MiB, with which a panel runs where there are no documents
+	$(BIN)/python -m fairlm_utils.panel pack $(PARAMS) $(FOLDER) $(SET)
 
 binder: setup ## replay the Binder image in a fresh environment, and the memory a notebook needs in it
 	$(BIN)/python -m tests.binder $(BINDER_NOTEBOOKS) $(SET)

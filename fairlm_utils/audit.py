@@ -37,7 +37,7 @@ from fairlm_utils.params import (
     overridden,
 )
 from fairlm_utils.report import notebook_html
-from fairlm_utils.sweep import run_notebook
+from fairlm_utils.reproduce import run_notebook
 from fairlm_utils.token_loss import IGNORE_INDEX
 from fairlm_utils.tokenization import adds_bos, as_text, blocks, encode, load_tokenizer, n_ids, token_counts
 from fairlm_utils.words import word_counts, word_losses

@@ -71,6 +71,15 @@ def flops_per_token(config: PreTrainedConfig, context: int) -> float:
     return 6.0 * parameter_counts(config)[1] + 6.0 * context * attention_width(config)
 
 
+def peak_flops(device: str) -> float | None:
+    """Dense bf16 rate in FLOP/s of a device by the name that its driver gives it, None if it is not in `HARDWARE`.
+
+    >>> peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("AMD EPYC")
+    (989000000000000.0, None)
+    """
+    return next((known.flops for name, known in HARDWARE.items() if name.partition("-")[0] in device), None)
+
+
 def cost(p: EvaluationParams, hardware: str, n_runs: int = 1) -> dict[str, float]:
     """FLOPs, memory in bytes and hours of `n_runs` runs of `p` on one device of `hardware`.
 

@@ -152,7 +152,7 @@ class TokenizationParams(CorpusParams):
     tokenizer: PathName = Field(
         "bpe", description="bpe trains one on the corpus; else a Hub id or folder of a pre-trained one"
     )
-    vocab_size: int = Field(1024, ge=1, description="types a trained BPE learns, to which 5 special tokens are added")
+    vocab_size: int = Field(4096, ge=1, description="types a trained BPE learns, to which 5 special tokens are added")
     pre_tokenizer: Literal["byte-level", "whitespace-punctuation"] = Field(
         "byte-level", description="byte-level, or whitespace-punctuation"
     )
@@ -185,7 +185,7 @@ class TrainingParams(TokenizationParams):
     packing: bool = Field(
         True, description="documents joined and cut into full blocks; False takes the first block of each document"
     )
-    max_train_blocks: int = Field(192, ge=0, description="training blocks, 0 takes all")
+    max_train_blocks: int = Field(800, ge=0, description="training blocks, 0 takes all")
     max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")
     model: PathName = Field(
         "qwen2-tiny", description="a name of fairlm_utils.models.REGISTRY, a config JSON file, or a Hub id"
@@ -211,7 +211,7 @@ class TrainingParams(TokenizationParams):
     )
     logit_adjustment: float = Field(0.0, ge=0, description="τ of logit adjustment, τ·log frequency added in training")
     variant: str = Field("", description="name of a variant of an experiment file, a label without effect")
-    learning_rate: float = Field(4e-3, gt=0, description="peak AdamW learning rate")
+    learning_rate: float = Field(2e-3, gt=0, description="peak AdamW learning rate")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="learning rate after warm-up, linear and cosine fall to 0"
     )
@@ -220,7 +220,7 @@ class TrainingParams(TokenizationParams):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW β2")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW ε")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is clipped to this, 0 does not clip")
-    steps: int = Field(600, ge=1, description="optimiser steps")
+    steps: int = Field(400, ge=1, description="optimiser steps")
     batch_size: int = Field(16, ge=1, description="blocks a step, over all devices, before accumulation")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed into one step")
     window_steps: int = Field(36, ge=1, description="steps a window of the recorded learning curves")

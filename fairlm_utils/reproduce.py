@@ -1,4 +1,4 @@
-"""The whole pipeline of an experiment file: its notebooks, tables, verdicts and a report.
+"""The whole pipeline of an experiment file: its runs, notebooks, tables, verdicts and a report.
 
 python -m fairlm_utils.reproduce params/quick.yaml
 """
@@ -6,34 +6,38 @@ python -m fairlm_utils.reproduce params/quick.yaml
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import papermill
+from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 from tabulate import tabulate
 
 from fairlm_utils import params, runs
 from fairlm_utils.params import EvaluationParams, ParameterError
 from fairlm_utils.sweep import (
-    RUN_NOTEBOOKS,
+    default_workers,
     interrupted,
     own_process,
     report_outcomes,
-    run_notebook,
-    source_digest,
+    run_environment,
     sweep,
     texts_now,
 )
 
-# Libraries for models, statistics and pictures are imported where they are used: while notebooks run, this process only
-# waits, and should leave the memory to them.
+# Libraries for models, statistics and pictures are imported where they are used: while runs and notebooks do, this
+# process only waits, and should leave the memory to them.
+RUN_NOTEBOOKS = ("02_training", "03_evaluation")
 TABLE_1 = (
     "average_loss",
     "token_balanced_loss",
@@ -43,6 +47,42 @@ TABLE_1 = (
 )
 
 
+class _Kernel(AsyncKernelManager):
+    """A kernel that is asked to end, and not interrupted first: one that has just answered would call that an error."""
+
+    async def _async_interrupt_kernel(self) -> None:
+        if not self.shutting_down:
+            await super()._async_interrupt_kernel()
+
+
+class _Wanted(NamedTuple):
+    """A notebook to be executed: where its copy goes, its parameters, and what it reads beside them."""
+
+    name: str
+    folder: Path
+    values: dict[str, Any]
+    inputs: str
+
+
+def run_notebook(name: str, output: Path, values: dict[str, Any]) -> None:
+    """Execute a notebook of notebooks/ with papermill, from the project's root; the executed copy goes to `output`.
+
+    A notebook that fails leaves its partly executed copy there and raises papermill's PapermillExecutionError.
+    """
+    accepted = params.NOTEBOOKS[name].model_fields
+    output.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        str(runs.PROJECT / "notebooks" / f"{name}.ipynb"),
+        str(output),
+        parameters={k: v for k, v in values.items() if k in accepted},
+        cwd=str(runs.PROJECT),
+        progress_bar=False,
+        kernel_name="python3",
+        extra_arguments=["--IPKernelApp.log_level=40"],  # not its note that a local kernel speaks TCP
+        kernel_manager_class=_Kernel,
+    )
+
+
 def reproduce(
     file: str | Path,
     n_workers: int = 0,
@@ -50,11 +90,12 @@ def reproduce(
     save_results: str = "",
     overrides: Sequence[tuple[str, str]] = (),
 ) -> Path:
-    """Run every notebook of an experiment file that has not been run yet and write the report; returns its index page.
+    """Make every run of an experiment file, execute its notebooks and write the report; returns its index page.
 
+    What has been done before is not done again. Notebooks 02 and 03 are executed on the runs that the report shows.
     Prints Table 1 and the claims table. With `save_results` the small tables also go to that folder. Raises
     ParameterError or RunError for a bad experiment, or one whose runs are of another text than is there now, before
-    anything runs, and RunError if a run has failed.
+    anything runs, and RunError if a run or a notebook has failed.
     """
     values = params.read(file, overrides)
     points = params.expand(values, str(file))
@@ -68,23 +109,22 @@ def reproduce(
         texts = pool.submit(texts_now, points).result()
     runs.check_texts(folder, texts)
     runs.check_writable(folder / "01_tokenization.ipynb")
-    single = {k: v for k, v in values.items() if not params.is_grid(k, v)}
-
-    done = {"01 tokenization": _notebook("01_tokenization", folder, single, json.dumps(texts, sort_keys=True))}
     outcomes = sweep(points, n_workers, retries, texts=texts)
     report_outcomes(outcomes)
     if failed := [o for o in outcomes if o.status == "failed"]:
         raise runs.RunError(
             f"{len(failed)} of {len(points)} runs failed (see above); run the same command again to try them again"
         )
-    done |= {_run_title(p, n): runs.run_dir(p) / f"{n}.ipynb" for p in _shown(points) for n in RUN_NOTEBOOKS}
-    inputs = sorted(
-        (d.name, (d / "tables" / "totals.csv").read_text(encoding="utf-8")) for d in runs.finished_runs(folder)
-    )
     results = runs.load_results(folder)
-    single |= {"results": str(folder), "remedy_results": [str(folder)]}
+    single = {k: v for k, v in values.items() if not params.is_grid(k, v)}
+    wanted = {"01 tokenization": _Wanted("01_tokenization", folder, single, json.dumps(texts, sort_keys=True))}
+    for p in _shown(points):
+        for name in RUN_NOTEBOOKS:
+            wanted[_run_title(p, name)] = _Wanted(name, runs.run_dir(p), p.model_dump(), _totals([runs.run_dir(p)]))
+    single = {**single, "results": str(folder), "remedy_results": [str(folder)]}
     for name in _notebooks_of(results):
-        done[name.replace("_", " ")] = _notebook(name, folder, single, json.dumps(inputs))
+        wanted[name.replace("_", " ")] = _Wanted(name, folder, single, _totals(runs.finished_runs(folder)))
+    done = _execute(wanted, n_workers or default_workers(points), max(p.n_threads for p in points))
 
     if save_results:
         _save(results, Path(save_results), f"make results PARAMS={file}")
@@ -168,23 +208,47 @@ def markdown(table: pd.DataFrame) -> str:
     return tabulate(table, headers="keys", showindex=False, tablefmt="github", disable_numparse=True)
 
 
-def _notebook(name: str, folder: Path, values: dict[str, Any], inputs: str = "") -> Path:
+def _totals(directories: Sequence[Path]) -> str:
+    """What runs have come to, by which a notebook that shows them is known to be of them."""
+    return json.dumps([(d.name, (d / "tables" / "totals.csv").read_text(encoding="utf-8")) for d in directories])
+
+
+def _execute(wanted: Mapping[str, _Wanted], n_workers: int, n_threads: int) -> dict[str, Path]:
+    """Execute notebooks, `n_workers` at a time; the executed copy of each by title. RunError if one has failed."""
+    print(f"{len(wanted)} notebooks:", flush=True)
+    pool = ThreadPoolExecutor(n_workers)
+    try:
+        with run_environment(n_threads):
+            made = {title: pool.submit(_notebook, title, notebook) for title, notebook in wanted.items()}
+            return {title: copy.result() for title, copy in made.items()}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _notebook(title: str, wanted: _Wanted) -> Path:
     """Execute a notebook unless its executed copy was made from the same source, parameters and inputs."""
-    output, record = folder / f"{name}.ipynb", folder / f".{name}.json"
-    made_from = {"source": source_digest(name), "parameters": values, "inputs": inputs}
+    output, record = wanted.folder / f"{wanted.name}.ipynb", wanted.folder / f".{wanted.name}.json"
+    made_from = {"source": source_digest(wanted.name), "parameters": wanted.values, "inputs": wanted.inputs}
     if output.exists() and record.exists() and runs.read_json(record) == made_from:
-        print(f"{name}: done before")
+        print(f"  {title}: done before")
         return output
     record.unlink(missing_ok=True)
     started = time.monotonic()
-    print(f"{name}: running ...", flush=True)
     try:
-        run_notebook(name, output, values)
+        run_notebook(wanted.name, output, wanted.values)
     except PapermillExecutionError as error:
-        raise runs.RunError(f"notebook {name} failed: {error.ename}: {error.evalue}\nsee {output}") from error
+        raise runs.RunError(f"notebook {title} failed: {error.ename}: {error.evalue}\nsee {output}") from error
     runs.write_json(record, made_from)
-    print(f"{name}: {time.monotonic() - started:.0f} s")
+    print(f"  {title}: {time.monotonic() - started:.0f} s", flush=True)
     return output
+
+
+def source_digest(name: str) -> str:
+    """Digest of a notebook's source and of the package, so that a changed one is executed again."""
+    digest = hashlib.sha256()
+    for path in [runs.PROJECT / "notebooks" / f"{name}.ipynb", *sorted((runs.PROJECT / "fairlm_utils").glob("*.py"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _shown(points: Sequence[EvaluationParams]) -> list[EvaluationParams]:

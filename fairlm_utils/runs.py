@@ -1,10 +1,11 @@
 """Run directories: where results lie, what they say of their origin, and how finished ones are found.
 
     RUNS_DIR/tokenized/DIGEST/           tokenizer and token ids of a corpus, shared by experiments
-    RUNS_DIR/EXPERIMENT/RUN_ID/          one (model, λ, seed): params.json, text.json, provenance.json, model/, curves, tables
+    RUNS_DIR/EXPERIMENT/RUN_ID/          one (model, λ, seed): params.json, text.json, provenance.json, model/, curves, tables,
+                                         log.txt of what a sweep's run printed; executed notebooks where a report shows it
     results/EXPERIMENT/                  the small tables of an experiment, committed
 
-Every file is written beside its place and moved there, so that a file that exists is whole. The last file a stage
+Every file but a log is written beside its place and moved there, so that a file that exists is whole. The last file a stage
 writes says that the stage is finished: `provenance.json` for training, `tables/totals.csv` for evaluation.
 
 python -m fairlm_utils.runs show RUN_DIR        # what is needed to repeat a run
@@ -344,7 +345,7 @@ def provenance(p: TrainingParams, corpus: dict[str, Any], seconds: float, device
     return {
         "run_id": p.run_id(),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "git_commit": git_commit(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device,
@@ -353,6 +354,14 @@ def provenance(p: TrainingParams, corpus: dict[str, Any], seconds: float, device
         "wall_seconds": round(seconds, 1),
         "peak_memory_mb": round(peak_memory_mb()),
     }
+
+
+def _version(package: str) -> str:
+    """Version of a package, empty if it is not installed: a run needs none of those for notebooks and charts."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def peak_memory_mb() -> float:

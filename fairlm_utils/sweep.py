@@ -1,4 +1,4 @@
-"""Grids of runs: an experiment file expanded to papermill executions of notebooks 02 and 03.
+"""Grids of runs: an experiment file expanded to runs, trained and evaluated in processes that take one after another.
 
 python -m fairlm_utils.sweep params/quick.yaml
 python -m fairlm_utils.sweep params/paper/openelm-270m-imdb.yaml --ray-address auto --gpus-per-run 0.5
@@ -7,11 +7,17 @@ python -m fairlm_utils.sweep params/paper/openelm-270m-imdb.yaml --ray-address a
 from __future__ import annotations
 
 import argparse
-import hashlib
+import gc
+import json
 import multiprocessing
 import os
+import queue
+import signal
 import socket
+import subprocess
 import sys
+import threading
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -20,15 +26,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pandas as pd
-import papermill
-from jupyter_client import AsyncKernelManager
-from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
 from fairlm_utils import params, runs
-from fairlm_utils.params import EvaluationParams, ParameterError, TokenizationParams
+from fairlm_utils.params import EvaluationParams, ParameterError, TokenizationParams, first_line
 
-RUN_NOTEBOOKS = ("02_training", "03_evaluation")
+# Libraries for models are imported where they are used: this process only waits, and its workers start by this module.
+LOG = "log.txt"
 #: glibc gives large buffers back to the system at every step and faults them in again; kept, the steps of a vocabulary of
 #: 32,000 took half the time.
 _KEEP_BUFFERS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
@@ -36,76 +40,156 @@ _KEEP_BUFFERS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run of the grid ended: finished, reused (it had finished before) or failed, with its notebook and error."""
+    """How a run of the grid ended: finished, reused (it had finished before) or failed, with its log and error."""
 
     run_id: str
     status: str
-    notebook: str = ""
+    log: str = ""
     error: str = ""
 
 
-class _Kernel(AsyncKernelManager):
-    """A kernel that is asked to end, and not interrupted first: one that has just answered would call that an error."""
+class _Workers:
+    """Processes that make one run after another and import torch once, as many as there are calls at a time.
 
-    async def _async_interrupt_kernel(self) -> None:
-        if not self.shutting_down:
-            await super()._async_interrupt_kernel()
-
-
-def run_notebook(name: str, output: Path, values: dict[str, Any]) -> None:
-    """Execute a notebook of notebooks/ with papermill, from the project's root; the executed copy goes to `output`.
-
-    A notebook that fails leaves its partly executed copy there and raises papermill's PapermillExecutionError.
+    They end with this process, however it ends: each waits for the end of its standard input.
     """
-    accepted = params.NOTEBOOKS[name].model_fields
-    output.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(
-        str(runs.PROJECT / "notebooks" / f"{name}.ipynb"),
-        str(output),
-        parameters={k: v for k, v in values.items() if k in accepted},
-        cwd=str(runs.PROJECT),
-        progress_bar=False,
-        kernel_name="python3",
-        extra_arguments=["--IPKernelApp.log_level=40"],  # not its note that a local kernel speaks TCP
-        kernel_manager_class=_Kernel,
-    )
+
+    def __init__(self) -> None:
+        self.idle: list[subprocess.Popen[str]] = []
+        self.all: set[subprocess.Popen[str]] = set()
+        self.ended = False
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended = True
+        for process in [*self.all]:
+            process.kill()  # busy only after an interruption, and whatever they write is whole or not there
+        for process in self.idle:
+            self._discard(process)
+
+    def make(self, values: dict[str, Any]) -> str:
+        """Train and evaluate a run; why it failed, or nothing. The process of a failed run is not used again."""
+        process = self._take()
+        assert process.stdin and process.stdout
+        try:
+            print(json.dumps(values), file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer and not (error := json.loads(answer)):
+            self.idle.append(process)
+            return ""
+        status = self._discard(process)
+        if answer:
+            return error
+        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return f"the run's process died ({how}), most often for lack of memory: lower batch_size, or --workers"
+
+    def _take(self) -> subprocess.Popen[str]:
+        try:
+            while True:
+                process = self.idle.pop()
+                if process.poll() is None:
+                    return process
+                self._discard(process)  # killed while it had nothing to do
+        except IndexError:
+            return self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        if self.ended:
+            raise runs.RunError("interrupted")
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from fairlm_utils.sweep import work; work()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=runs.PROJECT,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # Ctrl-C is for the sweep to answer
+        )
+        self.all.add(process)
+        return process
+
+    def _discard(self, process: subprocess.Popen[str]) -> int:
+        """End a process, which may have ended before; its exit status."""
+        process.kill()
+        process.communicate()
+        self.all.discard(process)
+        return process.returncode
 
 
-def _run(values: dict[str, Any], retries: int) -> Outcome:
+def work() -> None:
+    """Make the runs whose parameters are the lines of stdin, answering each with why it failed; end at once with stdin.
+
+    What a run prints goes to its log.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    asked: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(asked,), daemon=True).start()
+    runs.enter_project()
+    while True:
+        print(json.dumps(_make(json.loads(asked.get()))), file=answers, flush=True)
+        gc.collect()  # models lie in reference cycles
+        if torch := sys.modules.get("torch"):
+            torch.cuda.empty_cache()
+
+
+def _listen(asked: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        asked.put(line)
+    os._exit(0)  # in the middle of a run, too: nobody waits for it
+
+
+def _make(values: dict[str, Any]) -> str:
+    """Train and evaluate a run in this process, its output appended to its log; why it failed, or nothing."""
+    try:
+        p = EvaluationParams.check(values)
+        _print_to(runs.run_dir(p) / LOG)
+        from fairlm_utils.evaluation import evaluate
+
+        evaluate(p)
+        return ""
+    except Exception as error:  # one failed run must not stop the others
+        traceback.print_exc()
+        return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _print_to(path: Path) -> None:
+    """Let what this process prints from now on, libraries in C included, go to the end of a file."""
+    with open(path, "ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+
+
+def _run(values: dict[str, Any], retries: int, workers: _Workers) -> Outcome:
     p = EvaluationParams.check(values)
     try:
-        directory = runs.run_dir(p)
-        with runs.locked(directory / ".notebooks"):  # not the run's own lock, which its notebooks take
-            return Outcome(p.run_id(), "reused") if is_finished(p) else _run_alone(p, values, retries)
+        log = runs.run_dir(p) / LOG
+        if log.is_symlink():
+            raise runs.RunError(f"{log}: is a link to {log.readlink()}; remove it: nothing is written through links")
+        # not the run's own lock, which its process takes
+        with runs.locked(runs.within(p.runs_dir, p.experiment, p.run_id(), ".sweep")):
+            if is_finished(p):
+                return Outcome(p.run_id(), "reused")
+            for _ in range(retries + 1):
+                if not (error := workers.make(values)):
+                    return Outcome(p.run_id(), "finished", str(log))
+            return Outcome(p.run_id(), "failed", str(log), error)
     except runs.RunError as error:
         return Outcome(p.run_id(), "failed", error=str(error))
 
 
-def _run_alone(p: EvaluationParams, values: dict[str, Any], retries: int) -> Outcome:
-    directory = runs.run_dir(p)
-    for notebook in RUN_NOTEBOOKS:
-        output = directory / f"{notebook}.ipynb"
-        for attempt in range(retries + 1):
-            try:
-                run_notebook(notebook, output, values)
-                break
-            except Exception as error:  # one failed run must not stop the others
-                if attempt == retries:
-                    return Outcome(p.run_id(), "failed", str(output), _last_line(error))
-    return Outcome(p.run_id(), "finished", str(output))
-
-
-def _last_line(error: Exception) -> str:
-    if isinstance(error, DeadKernelError):
-        return "the notebook's process died, most often for lack of memory: lower batch_size, or --workers"
-    lines = [line for line in str(error).splitlines() if line.strip() and not set(line) <= {"-"}]
-    return lines[-1] if lines else type(error).__name__
-
-
 def is_finished(p: EvaluationParams) -> bool:
-    """Whether the run of `p` is trained, evaluated and has its executed notebooks."""
-    directory = runs.run_dir(p)
-    return (directory / "tables" / "totals.csv").exists() and (directory / f"{RUN_NOTEBOOKS[-1]}.ipynb").exists()
+    """Whether the run of `p` is trained and evaluated."""
+    return (runs.run_dir(p) / "tables" / "totals.csv").exists()
+
+
+def default_workers(points: Sequence[EvaluationParams]) -> int:
+    """How many runs the cores hold at a time, with `n_threads` each."""
+    return max(1, (os.cpu_count() or 1) // max(p.n_threads for p in points))
 
 
 def sweep(
@@ -116,7 +200,7 @@ def sweep(
     gpus_per_run: float | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> list[Outcome]:
-    """Run notebooks 02 and 03 for every point, several at a time, skipping what is finished.
+    """Train and evaluate the run of every point, several at a time, skipping what is finished.
 
     Here with `n_workers` processes, by default as many as the cores hold with `n_threads` each; or, given the
     `ray_address` of a cluster ("auto", HOST:PORT or ray://HOST:PORT), as many as its nodes hold with `n_threads` CPUs and
@@ -139,20 +223,18 @@ def sweep(
     if ray_address:
         with _ray_cluster(ray_address) as ray:
             return outcomes + _collect(_submit_to_ray(ray, todo, retries, gpus_per_run))
-    n_threads = max(p.n_threads for p in points)
-    n_workers = n_workers or max(1, (os.cpu_count() or 1) // n_threads)
-    # threads, for each only waits for the kernel of its notebook, which is a process of its own
-    pool = ThreadPoolExecutor(min(n_workers, len(todo)))
+    # threads, for each only waits for the process of its run
+    pool = ThreadPoolExecutor(min(n_workers or default_workers(points), len(todo)))
     try:
-        with kernel_environment(n_threads):
-            outcomes += _collect({pool.submit(_run, p.model_dump(), retries): p for p in todo})
+        with run_environment(max(p.n_threads for p in points)), _Workers() as workers:
+            outcomes += _collect({pool.submit(_run, p.model_dump(), retries, workers): p for p in todo})
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return outcomes
 
 
 def own_process() -> ProcessPoolExecutor:
-    """One process for what needs large imports, which this one does without while notebooks run."""
+    """One process for what needs large imports, which this one does without while runs and notebooks do."""
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), runs.print_plainly)
 
 
@@ -207,13 +289,13 @@ def _submit_to_ray(
 
 def _run_on_node(values: dict[str, Any], retries: int) -> Outcome:
     runs.enter_project()
-    with kernel_environment(values["n_threads"]):
-        return _run(values, retries)
+    with run_environment(values["n_threads"]), _Workers() as workers:
+        return _run(values, retries, workers)
 
 
 @contextmanager
-def kernel_environment(n_threads: int) -> Iterator[None]:
-    """The environment in which the notebooks of a grid run: `n_threads` each, no progress bars of their own."""
+def run_environment(n_threads: int) -> Iterator[None]:
+    """The environment of processes for runs and notebooks: `n_threads` each, no progress bars of their own."""
     wanted = {
         "OMP_NUM_THREADS": str(n_threads),
         "TQDM_DISABLE": "1",
@@ -243,30 +325,23 @@ def _outcome(future: Future, p: EvaluationParams) -> Outcome:
     try:
         outcome = future.result()
     except Exception as error:  # of Ray: nodes lost once too often, or no project on a node
-        return Outcome(p.run_id(), "failed", error=_last_line(error))
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        return Outcome(p.run_id(), "failed", error=said[-1])
     if outcome.status == "finished" and not is_finished(p):
         return Outcome(
             p.run_id(),
             "failed",
-            outcome.notebook,
+            outcome.log,
             f"it finished on a node, but {runs.run_dir(p)} is not seen here; "
             "set runs_dir to a folder that all machines share",
         )
     return outcome
 
 
-def source_digest(name: str) -> str:
-    """Digest of a notebook's source and of the package, so that a changed one is executed again."""
-    digest = hashlib.sha256()
-    for path in [runs.PROJECT / "notebooks" / f"{name}.ipynb", *sorted((runs.PROJECT / "fairlm_utils").glob("*.py"))]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def interrupted() -> NoReturn:
-    """End at once after Ctrl-C: kernels end with this process, and finished work is kept."""
+    """End at once after Ctrl-C: workers and kernels end with this process, and finished work is kept."""
     print("\ninterrupted; run the same command again to continue", file=sys.stderr, flush=True)
-    os._exit(130)  # a plain exit would wait for the notebooks that run
+    os._exit(130)  # a plain exit would wait for what they do
 
 
 def report_outcomes(outcomes: Sequence[Outcome]) -> None:
@@ -275,7 +350,7 @@ def report_outcomes(outcomes: Sequence[Outcome]) -> None:
     print("runs: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     for o in outcomes:
         if o.status == "failed":
-            print(f"  {o.run_id}: {o.error}" + (f"\n    see {o.notebook}" if o.notebook else ""), file=sys.stderr)
+            print(f"  {o.run_id}: {o.error}" + (f"\n    see {o.log}" if o.log else ""), file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -224,13 +224,13 @@ def device(p: TrainingParams | AuditParams) -> str:
     return "cpu" if p.device == "cpu" or not torch.cuda.is_available() else "cuda"
 
 
-def train(p: TrainingParams) -> Path:
+def train(p: TrainingParams, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     """Train the model of `p`, or continue it from its last whole checkpoint, and return its run directory.
 
     Writes model/ (safetensors, with the tokenizer), the learning curves of every token type, params.json and, last,
-    provenance.json. A run that has finished is not trained again. Raises RunError for a directory that holds another
-    run or one of another text, and for too little memory, TrainingDiverged if the loss is not finite, ParameterError if the
-    processes of torchrun cannot share the batch.
+    provenance.json, which is not there if one of `callbacks` stopped the run early. A run that has finished is not
+    trained again. Raises RunError for a directory that holds another run or one of another text, and for too little
+    memory, TrainingDiverged if the loss is not finite, ParameterError if the processes of torchrun cannot share the batch.
     """
     if p.batch_size % n_processes():
         raise ParameterError(
@@ -241,13 +241,13 @@ def train(p: TrainingParams) -> Path:
         if is_main_process():
             runs.claim(p)
         if not (directory / "provenance.json").exists():
-            _train(p, directory)
+            _train(p, directory, callbacks)
         elif is_main_process():
             runs.check_text(directory, p, text_now(p))
     return directory
 
 
-def _train(p: TrainingParams, directory: Path) -> None:
+def _train(p: TrainingParams, directory: Path, callbacks: Sequence[TrainerCallback]) -> None:
     started = time.monotonic()
     corpus = tokenize_corpus(p)
     if is_main_process():
@@ -260,6 +260,7 @@ def _train(p: TrainingParams, directory: Path) -> None:
             f"machine has {physical_memory() / 1e9:,.1f} GB; choose a smaller model, or a device that holds it"
         )
     if p.torch_compile != "none":  # in place, so that names of weights stay; head and loss remain as they are
+        torch.compiler.reset()  # code compiled for earlier models of this process counts towards a limit
         model.base_model.compile(mode=p.torch_compile)
     sums = TokenSums(n_rows(model), device(p))
     recorder = RecordTokenLoss(sums, p.window_steps)
@@ -268,7 +269,7 @@ def _train(p: TrainingParams, directory: Path) -> None:
         model,
         training_blocks(p, corpus),
         directory / "checkpoints",
-        [recorder, *([_Progress()] if is_main_process() else [])],
+        [recorder, *([_Progress()] if is_main_process() else []), *callbacks],
     )
     checkpoint = last_whole_checkpoint(directory / "checkpoints")
     if checkpoint:
@@ -277,6 +278,8 @@ def _train(p: TrainingParams, directory: Path) -> None:
     minimised = objective(p, trainer.n_train)
     with record_token_loss(model, sums, minimised), dropout(model, p.dropout), _explained(p):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.state.global_step < p.steps:
+        return
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole, gathered from all processes if sharded
     if not is_main_process():
         return

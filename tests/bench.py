@@ -1,17 +1,18 @@
 """`make bench`: the promised ratios of speed, both sides of each timed in turn in one run, medians of the pairs.
 
 Ratios of training and evaluation are of the quick experiment's model; tokenizing needs a local copy of the IMDB data set:
-`make bench IMDB=folder`.
+`make bench IMDB=folder`. `make bench PANEL=params/paper/openelm-270m-imdb.yaml` measures tokens a second of a panel instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from tabulate import tabulate
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PrinterCallback, Qwen2Config, Trainer, TrainerCallback, TrainingArguments
 
-from fairlm_utils import corpora, cost, evaluation, params, runs, tokenization, training
+from fairlm_utils import corpora, cost, evaluation, params, runs, sweep, tokenization, training
 from fairlm_utils.callback import TokenFrequencyCallback
 from fairlm_utils.models import build_model, weight_decay_groups
 from fairlm_utils.token_loss import TokenSums, record_token_loss, shifted_targets
@@ -28,12 +29,15 @@ from fairlm_utils.token_loss import TokenSums, record_token_loss, shifted_target
 ROUNDS = 7
 
 
-def ratio(a: Callable[[], float | None], b: Callable[[], float | None], rounds: int = ROUNDS) -> tuple[float, ...]:
-    """Median, smallest and largest of seconds(a) / seconds(b) over pairs timed in turn, after one warm-up of each.
+def ratio(
+    a: Callable[[], float | None], b: Callable[[], float | None], rounds: int = ROUNDS, warm_up: bool = True
+) -> tuple[float, ...]:
+    """Median, smallest and largest of seconds(a) / seconds(b) over pairs timed in turn, after a warm-up of each.
 
     A function that returns seconds is timed by them (to leave out its own set-up), another by the clock around it.
     """
-    a(), b()
+    if warm_up:
+        a(), b()
     pairs = []
     for _ in range(rounds):
         first, second = seconds(a), seconds(b)
@@ -51,30 +55,35 @@ class Stopwatch(TrainerCallback):
     """Seconds from the end of the first step to the end of the last: training without its set-up."""
 
     def on_step_end(self, args, state, control, **_):
+        if torch.cuda.is_available() and state.global_step in (1, state.max_steps):
+            torch.cuda.synchronize()
         now = time.perf_counter()
         self.start = now if state.global_step == 1 else self.start
         self.elapsed = now - self.start
 
 
 class Setting:
-    """The quick experiment's model, corpus and batches."""
+    """Model, corpus and batches of the first run of an experiment file, by default the quick one."""
 
-    def __init__(self, steps: int):
-        values = params.read("params/quick.yaml")
+    def __init__(self, steps: int, file: str = "params/quick.yaml", **changes):
+        values = params.read(file)
         single = {k: v[0] if params.is_grid(k, v) else v for k, v in values.items()}
         self.p = params.EvaluationParams.check(
-            {**single, "steps": steps, "window_steps": 10, "checkpoint_steps": 10**6}
+            {**single, "steps": steps, "window_steps": 10, "checkpoint_steps": 10**6, **changes}
         )
         self.corpus = tokenization.tokenize_corpus(self.p)
         self.data = training.training_blocks(self.p, self.corpus)
 
     def model(self) -> torch.nn.Module:
-        return build_model(self.p.model, len(self.corpus.tokenizer), self.p.context, seed=0)
+        model = build_model(self.p.model, len(self.corpus.tokenizer), self.p.context, seed=0)
+        if self.p.torch_compile != "none":
+            model.base_model.compile(mode=self.p.torch_compile)
+        return model
 
 
 def train_with_trainer(s: Setting, record: bool) -> float:
     model, watch = s.model(), Stopwatch()
-    sums = TokenSums(model.config.vocab_size) if record else None
+    sums = TokenSums(model.config.vocab_size, training.device(s.p)) if record else None
     callbacks = [training.RecordTokenLoss(sums, s.p.window_steps)] if record else []
     with tempfile.TemporaryDirectory() as folder:
         trainer = training.make_trainer(s.p, model, s.data, folder, [*callbacks, watch])
@@ -173,8 +182,9 @@ def train_stock(s: Setting, watched: bool) -> float:
     model, watch = s.model(), Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
-            folder, max_steps=s.p.steps, per_device_train_batch_size=s.p.batch_size, logging_steps=10, use_cpu=True,
-            save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
+            folder, max_steps=s.p.steps, per_device_train_batch_size=s.p.batch_size, logging_steps=10,
+            gradient_accumulation_steps=s.p.gradient_accumulation_steps, bf16=s.p.dtype == "bfloat16",
+            use_cpu=training.device(s.p) == "cpu", save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
         )  # fmt: skip
         trainer = Trainer(model, args, train_dataset=s.data, callbacks=[watch])
         trainer.remove_callback(PrinterCallback)
@@ -182,6 +192,60 @@ def train_stock(s: Setting, watched: bool) -> float:
             TokenFrequencyCallback(trainer)
         trainer.train()
     return watch.elapsed
+
+
+def bench_panel(file: str, steps: int, modes: Sequence[str] = ("none", "default")) -> pd.DataFrame:
+    """Tokens a second, padding included, of a panel's training: packed and not, compiled or not, ours and a stock Trainer's.
+
+    MFU is the model's FLOPs a second over the device's peak, empty where that is unknown. Blocks fill whole batches: a
+    compiled model is compiled again for a ragged one.
+    """
+    rows = []
+    for packing in (False, True):
+        first = Setting(1, file, packing=packing)
+        whole = len(first.data) - len(first.data) % first.p.batch_size
+        for mode in modes:
+            s = Setting(steps, file, packing=packing, torch_compile=mode, max_train_blocks=whole)
+            cuda = training.device(s.p) == "cuda"
+            peak = cost.peak_flops(torch.cuda.get_device_name()) if cuda else None
+            flops = cost.flops_per_token(s.model().config, s.p.context)
+            n_tokens = (steps - 1) * s.p.batch_size * s.p.gradient_accumulation_steps * s.p.context
+            for name, train in (
+                ("ours", lambda s=s: train_with_trainer(s, True)),
+                ("stock", lambda s=s: train_stock(s, False)),
+            ):
+                pace = n_tokens / train()
+                rows.append([packing, mode, name, pace, flops * pace / peak if peak else None])
+    return pd.DataFrame(rows, columns=["packing", "torch_compile", "Trainer", "tokens/s", "MFU"])
+
+
+def bench_sweep(n_runs: int = 5) -> list[list]:
+    """Runs of the quick experiment by a sweep, what its worker imports included, against the same in this process.
+
+    As many as one of two workers makes. Minutes, so of a single pair.
+    """
+    values, n = params.read("params/quick.yaml"), itertools.count()
+    with tempfile.TemporaryDirectory() as folder:
+
+        def points() -> list[params.EvaluationParams]:
+            return params.expand({**values, "runs_dir": folder, "experiment": f"bench{next(n)}"})[:n_runs]
+
+        def swept() -> None:
+            assert {o.status for o in sweep.sweep(points(), n_workers=1)} == {"finished"}
+
+        def in_process() -> None:
+            for p in points():
+                evaluation.evaluate(p)
+
+        tokenization.tokenize_corpus(points()[0])
+        found = ratio(swept, in_process, rounds=1, warm_up=False)
+    return [
+        [
+            f"{n_runs} runs of quick by a sweep ÷ one after the other in a process that has imported all",
+            *found,
+            "≤ 1.15",
+        ]
+    ]
 
 
 def bench_cost() -> list[list]:
@@ -258,12 +322,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--imdb", default=os.environ.get("IMDB", ""), help="local copy of the IMDB data set")
     parser.add_argument("--documents", type=int, default=0, help="reviews tokenized, 0 takes all 100,000")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=0, help="steps of a timed training, default 60, of a panel's 300")
+    parser.add_argument("--panel", default="", metavar="FILE", help="measure the speed of this experiment file instead")
     options = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
     runs.enter_project()
     torch.set_num_threads(1)
-    rows = bench_training(options.steps) + bench_cost() + bench_evaluation() + bench_accumulation(32_005)
+    if options.panel:
+        print(
+            tabulate(
+                bench_panel(options.panel, options.steps or 300),
+                headers="keys",
+                showindex=False,
+                floatfmt=(*["g"] * 3, ",.0f", ".3f"),
+            )
+        )
+        print(
+            f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU, 1 thread'}; PyTorch {torch.__version__}"
+        )
+        return
+    rows = (
+        bench_training(options.steps or 60)
+        + bench_sweep()
+        + bench_cost()
+        + bench_evaluation()
+        + bench_accumulation(32_005)
+    )
     if options.imdb:
         rows += bench_tokenizing(options.imdb, options.documents)
     else:

@@ -115,7 +115,6 @@ def _copy(finished: Path, directory: Path, p: EvaluationParams) -> None:
     runs.write_json(directory / "provenance.json", provenance)
     for split in evaluation.SPLITS:
         os.link(finished / f"tokens_{split}.parquet", directory / f"tokens_{split}.parquet")
-    (directory / "03_evaluation.ipynb").touch()
     for path in sorted((finished / "tables").glob("*.csv")):
         table = pd.read_csv(path, keep_default_na=False, na_values=[""])
         runs.write_table(directory / "tables" / path.name, table.assign(weight_decay=p.weight_decay, seed=p.seed))

@@ -1,5 +1,6 @@
 """Costs against hand-made counts and against what PyTorch counts; the paper's experiment files against the paper."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from fairlm_utils.token_loss import TokenSums, record_token_loss
 
 ROOT = Path(__file__).parents[1]
 PAPER = sorted((ROOT / "params" / "paper").glob("*.yaml"))
+PANELS = [file for file in PAPER if not file.stem.endswith("-packed")]
 
 
 @pytest.mark.parametrize("name", ["qwen2-tiny", "openelm-tiny"])
@@ -51,7 +53,7 @@ def test_costs_scale_with_steps_and_runs():
 
 
 def test_four_panels_with_what_the_paper_states():
-    assert len(PAPER) == 4
+    assert len(PANELS) == 4
     for file in PAPER:
         points = params.expand(params.read(file))
         p = points[0]
@@ -62,6 +64,28 @@ def test_four_panels_with_what_the_paper_states():
 
 
 @pytest.mark.parametrize("file", PAPER, ids=lambda f: f.stem)
+def test_what_a_panels_settings_imply_is_what_its_file_says(file):
+    p, text = params.expand(params.read(file))[-1], file.read_text(encoding="utf-8")
+    said = re.search(
+        r"Implied: (\S+) epochs of (\S+) blocks; λ Σ lr = (\S+) λ; τ = 1/\(lr λ\) is (\S+)/λ epochs .*; (\S+) parameters a target "
+        r"\((\S+) targets",
+        text,
+    )
+    epochs, n_blocks, decay, tau, per_target, targets = (float(number.replace(",", "")) for number in said.groups())
+    n, _ = cost.parameter_counts(model_config(p.model, 32_005, p.context))
+    rates = [group["lr"] for group in training._schedule_preview(p)]
+    assert epochs == round(p.steps * p.batch_size / n_blocks) and per_target == round(n / targets)
+    assert decay == pytest.approx(sum(rates), rel=0.1)
+    assert tau == pytest.approx(p.batch_size / p.learning_rate / n_blocks, rel=0.03)
+    assert 0.9 < targets / (n_blocks * (p.context - 1)) <= 1
+
+
+def test_the_packed_panel_differs_in_layout_alone():
+    packed, plain = (params.read(ROOT / f"params/paper/openelm-270m-imdb{name}.yaml") for name in ("-packed", ""))
+    assert {k for k in plain | packed if packed.get(k) != plain.get(k)} == {"experiment", "packing"}
+
+
+@pytest.mark.parametrize("file", PANELS, ids=lambda f: f.stem)
 def test_one_step_of_every_panel(file, tmp_path):
     """A real step on the CPU where weights, gradients and moments fit, else one of shapes alone."""
     p = params.expand(params.read(file))[-1]

@@ -1,7 +1,6 @@
 """Two real processes on one run, one tokenizer cache, one experiment; corpora that vanish, disks and clocks that misbehave."""
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -78,7 +77,6 @@ def test_two_sweeps_of_one_experiment_share_its_runs(miniature, tmp_path):
     assert any("waiting for another process" in out for out in outputs)
     for seed in (0, 1):
         run = p.model_copy(update={"seed": seed})
-        json.loads((runs.run_dir(run) / "03_evaluation.ipynb").read_text(encoding="utf-8"))
         alone = evaluation.evaluate(run.model_copy(update={"runs_dir": str(tmp_path / "one")}))
         assert runs.digests(runs.run_dir(run), runs.RESULT_FILES) == runs.digests(alone, runs.RESULT_FILES)
     assert len(runs.load_results(tmp_path / "two" / "swept").totals) == 4

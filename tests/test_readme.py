@@ -8,7 +8,7 @@ import papermill
 import pytest
 import yaml
 
-from fairlm_utils import audit, claims, comparisons, cost, evaluation, metrics, params, runs, sweep
+from fairlm_utils import audit, claims, comparisons, cost, evaluation, metrics, panel, params, runs, sweep
 from fairlm_utils.reproduce import markdown
 from tests.test_readme_commands import commands
 
@@ -82,7 +82,7 @@ def overrides(words: list[str]) -> list[tuple[str, str]]:
 
 def test_commands_of_the_package_parse_and_name_what_exists(monkeypatch, capsys):
     """Each `python -m fairlm_utils.X` is accepted by X's own command line; files and parameters are read."""
-    mains = {"sweep": sweep, "evaluation": evaluation, "cost": cost, "audit": audit, "runs": runs}
+    mains = {"sweep": sweep, "evaluation": evaluation, "cost": cost, "audit": audit, "runs": runs, "panel": panel}
     seen = set()
     for words in shell_lines():
         module = next((w for w in words if w.startswith("fairlm_utils.")), None)

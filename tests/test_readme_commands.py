@@ -26,7 +26,7 @@ NOT_EXECUTED = {
     r"^docker |repo2docker": "needs a Docker engine",
     r"^(\S*/)?(jupyter|tensorboard) ": "opens a server and a browser",
     r"fairlm_utils\.reproduce": "minutes even when shortened; make reproduce is the same, by test_sweep.py in parts",
-    r"(papermill|sweep|evaluation) .*(imdb|params/paper)": "needs IMDB from the network, or hours",
+    r"(papermill|sweep|evaluation|panel) .*(imdb|params/paper)": "needs IMDB from the network, or hours",
     r"fairlm_utils\.audit (?!runs/|results/)": "needs a model from the network; test_audit.py runs it on one made there",
     r"fairlm_utils\.runs ": "names a run by the digest of a full-size run; test_runs.py runs it on one made there",
     r"(?<![\w$./-])[A-Z]{3,}(?![\w=])": "a word in capitals stands for the reader's own",

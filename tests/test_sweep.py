@@ -1,13 +1,17 @@
-"""Grids and the whole pipeline in miniature, through papermill."""
+"""Grids in processes that make one run after another, and the whole pipeline in miniature, through papermill."""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 import yaml
 
@@ -42,22 +46,37 @@ def test_the_pipeline_ends_with_a_report_that_needs_no_network(report, experimen
     assert figures.count("data:image/png;base64") >= 5 and "<math" in figures and 'alt="Line chart' in figures
 
 
-def test_all_runs_are_finished_once_with_their_executed_notebooks(report, experiment):
+def test_all_runs_are_finished_once_and_those_shown_have_their_executed_notebooks(report, experiment):
     points = params.expand(params.read(experiment))
     folder = runs.run_dir(points[0]).parent
     assert {d.name for d in runs.finished_runs(folder)} == {p.run_id() for p in points}
     for p in points:
-        notebook = nbformat.read(runs.run_dir(p) / "03_evaluation.ipynb", as_version=4)
-        injected = next(c.source for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", []))
-        assert f"weight_decay = {p.weight_decay}" in injected and f"seed = {p.seed}" in injected
+        assert "training it now" in (runs.run_dir(p) / sweep.LOG).read_text(encoding="utf-8")
+        executed = sorted(path.stem for path in runs.run_dir(p).glob("*.ipynb"))
+        assert executed == ([*reproduce.RUN_NOTEBOOKS] if p.seed == 0 else [])
+        for name in executed:
+            notebook = nbformat.read(runs.run_dir(p) / f"{name}.ipynb", as_version=4)
+            injected = next(c.source for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", []))
+            assert f"weight_decay = {p.weight_decay}" in injected and f"seed = {p.seed}" in injected
+            assert f"run {p.run_id()}" in "".join(
+                o.get("text", "") for c in notebook.cells for o in c.get("outputs", [])
+            )
 
 
 def test_running_again_reuses_everything(report, experiment, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "run_notebook", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr(sweep._Workers, "make", lambda *_: pytest.fail("ran again"))
     monkeypatch.setattr(reproduce, "run_notebook", lambda *_: pytest.fail("ran again"))
     assert reproduce.reproduce(experiment) == report
     out = capsys.readouterr().out
-    assert "4 reused" in out and out.count("done before") == 3
+    assert "4 reused" in out and out.count("done before") == 7
+
+
+def test_a_notebook_is_executed_again_for_other_parameters_or_inputs_alone(tmp_path, monkeypatch):
+    executed = []
+    monkeypatch.setattr(reproduce, "run_notebook", lambda name, output, values: executed.append(output.touch()))
+    for values, inputs in (({"seed": 0}, "a"), ({"seed": 0}, "a"), ({"seed": 0}, "b"), ({"seed": 1}, "b")):
+        reproduce._notebook("title", reproduce._Wanted("02_training", tmp_path, values, inputs))
+    assert len(executed) == 3
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
@@ -113,7 +132,7 @@ def test_a_kernel_that_ends_reports_no_interrupt_and_still_its_own_errors(tmp_pa
         "kernel.shell_handlers['kernel_info_request'] = late"
     )
     _one_cell(tmp_path, source, monkeypatch)
-    sweep.run_notebook("01_tokenization", tmp_path / "out.ipynb", {})
+    reproduce.run_notebook("01_tokenization", tmp_path / "out.ipynb", {})
     shown = capfd.readouterr().err
     assert "KeyboardInterrupt" not in shown and ("Exception in message handler" in shown) == failing
 
@@ -125,7 +144,7 @@ def test_results_are_written_for_committing(report, experiment, tmp_path):
     assert len(runs.load_results(tmp_path / "r").totals) == 8
 
 
-def test_a_failed_run_is_reported_with_its_notebook_and_the_others_finish(miniature, monkeypatch, capsys):
+def test_a_failed_run_is_reported_with_its_log_and_the_others_finish(miniature, monkeypatch, capsys):
     good, bad = (
         miniature(experiment="fails", steps=2, window_steps=2),
         miniature(experiment="fails", steps=2, window_steps=2, seed=1),
@@ -136,9 +155,84 @@ def test_a_failed_run_is_reported_with_its_notebook_and_the_others_finish(miniat
     outcomes = {o.run_id: o for o in sweep.sweep([good, bad], retries=0)}
     assert outcomes[good.run_id()].status == "finished"
     failed = outcomes[bad.run_id()]
-    assert failed.status == "failed" and "adam_beta1" in failed.error and Path(failed.notebook).exists()
+    assert failed.status == "failed" and "adam_beta1" in failed.error
+    log = Path(failed.log).read_text(encoding="utf-8")
+    assert "Traceback (most recent call last)" in log and "RunError: " in log
     sweep.report_outcomes(list(outcomes.values()))
-    assert failed.notebook in capsys.readouterr().err
+    assert failed.log in capsys.readouterr().err
+
+
+def test_a_run_has_the_same_bits_whatever_its_process_made_before(miniature, tmp_path):
+    """Each of two runs of different models is once the first of a new process, and once the second of the other's."""
+    first = miniature(experiment="order", weight_decay=0.1)
+    second = miniature(experiment="order", weight_decay=0.5, seed=1, model="openelm-tiny", dropout=0.1)
+    for folder, points in (("forth", [first, second]), ("back", [second, first])):
+        points = [p.model_copy(update={"runs_dir": str(tmp_path / folder)}) for p in points]
+        assert [o.status for o in sweep.sweep(points, n_workers=1)] == ["finished"] * 2
+    for p in (first, second):
+        forth, back = (
+            runs.digests(tmp_path / folder / p.experiment / p.run_id(), runs.RESULT_FILES)
+            for folder in ("forth", "back")
+        )
+        assert forth == back and len(forth) >= 10
+
+
+def test_the_memory_of_a_process_does_not_grow_with_its_runs(miniature, tmp_path):
+    points = [miniature(experiment="memory", runs_dir=str(tmp_path), steps=4, window_steps=2, seed=i) for i in range(6)]
+    sweep.sweep(points, n_workers=1)
+    peaks = [runs.read_json(runs.run_dir(p) / "provenance.json")["peak_memory_mb"] for p in points]
+    assert peaks == sorted(peaks) and peaks[-1] - peaks[1] < 15, peaks
+
+
+def _at_work(p, parent, seconds=300) -> psutil.Process:
+    """The process that trains the run of `p` for the sweep of the process `parent`, once it has a checkpoint."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if list((runs.run_dir(p) / "checkpoints").glob("*/complete.json")):
+            (worker,) = [c for c in psutil.Process(parent).children() if "fairlm_utils.sweep" in " ".join(c.cmdline())]
+            return worker
+        time.sleep(0.02)
+    pytest.fail("no run was trained")
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_killed_process_fails_its_run_alone(miniature, tmp_path, retries):
+    killed, other = (
+        miniature(
+            experiment="killed", runs_dir=str(tmp_path), steps=steps, window_steps=50, checkpoint_steps=25, seed=seed
+        )
+        for seed, steps in ((0, 100), (1, 4))
+    )
+    outcomes = {}
+    points = [killed, other]
+    driver = threading.Thread(target=lambda: outcomes.update({o.run_id: o for o in sweep.sweep(points, 1, retries)}))
+    driver.start()
+    _at_work(killed, os.getpid()).kill()
+    driver.join(timeout=300)
+    assert outcomes[other.run_id()].status == "finished"
+    outcome = outcomes[killed.run_id()]
+    if retries:
+        assert outcome.status == "finished"
+        assert "continuing from step" in Path(outcome.log).read_text(encoding="utf-8")
+    else:
+        assert outcome.status == "failed" and "SIGKILL" in outcome.error and "lower batch_size" in outcome.error
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_sweep_that_ends_early_leaves_no_process_behind(miniature, tmp_path, how):
+    known = miniature(experiment="ended", runs_dir=str(tmp_path / "runs"), steps=10**5, window_steps=10**4)
+    path = tmp_path / "ended.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in known.model_dump().items() if k != "variant"}))
+    command = [sys.executable, "-m", "fairlm_utils.sweep", str(path), "--workers", "1"]
+    started = subprocess.Popen(command, cwd=runs.PROJECT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    worker = _at_work(known, started.pid)
+    os.killpg(started.pid, how)  # as a terminal does for Ctrl-C
+    said = started.communicate(timeout=20)[1]
+    psutil.wait_procs([worker], timeout=20)
+    assert not worker.is_running()
+    if how == signal.SIGINT:
+        assert started.returncode == 130 and "interrupted" in said and "Traceback" not in said
+    assert list((runs.run_dir(known) / "checkpoints").glob("*/complete.json"))
 
 
 def test_bad_files_end_in_one_clear_error_before_anything_runs(tmp_path, capsys, monkeypatch):

@@ -22,7 +22,7 @@ import torch
 import vl_convert
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fairlm_utils import audit, charts, corpora, evaluation, models, params, report, runs, tokenization, training
+from fairlm_utils import audit, charts, corpora, evaluation, models, params, report, runs, sweep, tokenization, training
 from fairlm_utils.corpora import CorpusError, load_corpus
 from fairlm_utils.params import AuditParams, CorpusParams, EvaluationParams, ParameterError, TokenizationParams
 from tests.chromium import browser, needs_browser  # noqa: F401 (a fixture)
@@ -238,6 +238,18 @@ def test_a_link_within_a_run_folder_is_refused_and_nothing_is_written_through_it
         with pytest.raises(runs.RunError, match=f"{name}: is a link to .*elsewhere"):
             make(p)
     assert target.read_text() == "mine" if name == ".lock" else not list(target.iterdir())
+
+
+@pytest.mark.parametrize("name", [sweep.LOG, ".sweep"])
+def test_a_sweep_writes_through_no_link(miniature, tmp_path, name):
+    p = miniature(runs_dir=str(tmp_path / "runs"), experiment="linked")
+    target = tmp_path / "elsewhere"
+    target.mkdir() if name == ".sweep" else target.write_text("mine")
+    runs.run_dir(p).mkdir(parents=True)
+    (runs.run_dir(p) / name).symlink_to(target)
+    (outcome,) = sweep.sweep([p])
+    assert outcome.status == "failed" and f"{name}: is a link" in outcome.error
+    assert not list(target.iterdir()) if name == ".sweep" else target.read_text() == "mine"
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["cache", "corpus"])
