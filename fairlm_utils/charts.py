@@ -471,6 +471,41 @@ def models_by_bin(
     )
 
 
+def floors(frame: pd.DataFrame) -> alt.HConcatChart:
+    """What an ideal memoriser of each layout has (points, a row per layout) beside the paper's λ = 0 and 1 (rules).
+
+    `frame`: layout, measure, source, value (see `layout.beside_paper`). A panel per measure: losses (x, nats), which no
+    model undercuts on average, and balanced accuracy (x).
+    """
+    titles = {
+        "average_loss": "average loss (nats)",
+        "token_balanced_loss": "token-balanced loss (nats)",
+        "token_balanced_accuracy": "balanced accuracy",
+    }
+    memoriser = frame["source"] == "ideal memoriser"
+    order = frame.loc[memoriser, "layout"].unique().tolist()
+    sources = frame["source"].unique().tolist()
+    colours = ["#202020", *(weight_decay_colour(v) for v in (0.0, 1.0))]
+    panels = []
+    for i, (measure, title) in enumerate(titles.items()):
+        axis = alt.Axis(format=".1%" if "accuracy" in measure else "~g", tickCount=4)
+        own = frame[frame["measure"] == measure]
+        base = alt.Chart().encode(
+            x=alt.X("value:Q", title=title, axis=axis, scale=alt.Scale(zero="loss" in measure, padding=10)),
+            color=alt.Color("source:N", sort=sources, title=None).scale(domain=sources, range=colours),
+            tooltip=["source:N", "layout:N", alt.Tooltip("value:Q", format=".4f")],
+        )
+        y = alt.Y("layout:N", sort=order, title=None, axis=alt.Axis(labels=not i, ticks=not i, labelLimit=240))
+        rules = base.properties(data=own[~memoriser[own.index]]).mark_rule(strokeWidth=2)
+        points = base.properties(data=own[memoriser[own.index]]).mark_point(filled=True, size=80, opacity=1).encode(y=y)
+        panels.append(alt.layer(rules, points).properties(width=0.66 * WIDTH, height=alt.Step(30)))
+    return alt.hconcat(*panels, spacing=12).properties(
+        title="What an ideal memoriser of each layout has, beside the paper's Table 1",
+        description="Points of the ideal memoriser's average loss, token-balanced loss and balanced accuracy for each layout of the "
+        "training sequences, with the paper's values at λ = 0 and λ = 1 as vertical lines",
+    )
+
+
 def norms_by_frequency(norms: pd.DataFrame, title: str = "Norms of embedding rows by frequency") -> alt.FacetChart:
     """Norm of embedding rows (y) by frequency bin (x): median as a line, 10th to 90th percentile as a band, a colour per model.
 

@@ -383,6 +383,15 @@ class AuditParams(CorpusParams):
     runs_dir: PathName = Field("runs", min_length=1, description="folder of everything generated")
 
 
+class ScaleParams(Parameters):
+    """Parameters of `09_scale`."""
+
+    layout: PathName = Field(
+        "results/paper-layout", min_length=1, description="tables of the paper's tokenizer, sequences and counts"
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
+
+
 #: Notebook (its file's stem) and the class of its parameters.
 NOTEBOOKS: dict[str, type[Parameters]] = {
     "01_tokenization": TokenizationParams,
@@ -393,6 +402,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "06_generalization": GeneralizationParams,
     "07_remedies": RemediesParams,
     "08_audit": AuditParams,
+    "09_scale": ScaleParams,
 }
 #: Key of an experiment file that maps names of variants to the parameters each sets.
 VARIANTS = "variants"

@@ -61,6 +61,17 @@ ALL = {
     "models_by_bin": charts.models_by_bin(
         grid(label=["a", "b"], bin_low=[1, 3]).assign(bin="1–2", loss=1.0, n_types=3), "loss", "loss (nats)"
     ),
+    "floors": charts.floors(
+        pd.DataFrame(
+            [
+                ("first", "average_loss", "ideal memoriser", 0.04),
+                ("first", "token_balanced_accuracy", "ideal memoriser", 0.9),
+                ("", "average_loss", "paper, λ = 0", 0.05),
+                ("", "average_loss", "paper, λ = 1", 0.06),
+            ],
+            columns=["layout", "measure", "source", "value"],
+        )
+    ),
     "norms_by_frequency": charts.norms_by_frequency(
         grid(label=["a"], bin_low=[1, 3]).assign(bin="1–2", median=1.0, p10=0.5, p90=2.0, matrix="input")
     ),
@@ -162,7 +173,7 @@ def test_the_line_of_chance_spans_each_panel_of_the_learning_curves():
 
 
 @pytest.mark.parametrize(
-    "name", ["figure_1", "figure_3", "by_bin", "learning_curves", "theory_loss", "theory_fit", "hurt_tokens"]
+    "name", ["figure_1", "figure_3", "by_bin", "learning_curves", "theory_loss", "theory_fit", "hurt_tokens", "floors"]
 )
 def test_losses_have_their_unit(name):
     assert any("nats" in str(title) for title in find(ALL[name].to_dict(), "title"))
