@@ -428,9 +428,10 @@ class Results:
         seeds = f"{n_seeds.min()}" + (f" to {n_seeds.max()}" if n_seeds.min() < n_seeds.max() else "")
         p = self.params
         context = f"{p['context']} tokens" if "context" in p else "several lengths"
+        steps = f"{p['steps']:,} steps" if "steps" in p else "several numbers of steps"
         return (
             f"{', '.join(training['model'].unique())} on {p['corpus']}, {int(training['n_train_tokens'].iloc[0]):,} training targets in "
-            f"blocks of {context}, {p['steps']:,} steps, {n}, {seeds} seeds each"
+            f"blocks of {context}, {steps}, {n}, {seeds} seeds each"
         )
 
 
@@ -563,8 +564,8 @@ def read_experiment(path: Path) -> dict[str, Any]:
         TrainingParams.check({k: v for k, v in known["params"].items() if k in fields}, str(path))
     except ParameterError as error:
         raise RunError(f"{error}; {_RESTORE}") from error
-    if missing := {"corpus", "steps"} - known["params"].keys():
-        raise RunError(f"{path}: says nothing of {', '.join(sorted(missing))}; {_RESTORE}")
+    if "corpus" not in known["params"]:
+        raise RunError(f"{path}: says nothing of the corpus; {_RESTORE}")
     verify(path.parent, known.pop("sha256"), _RESTORE)
     return known
 
