@@ -154,6 +154,8 @@ def _tables(results: runs.Results) -> dict[str, pd.DataFrame]:
     in_common = {"Table 1": metrics.table_1(results.totals, TABLE_1), "Scale": sheet}
     if "variant" not in results.totals:
         return {"Claims": claims.claims(results).drop(columns="model"), **in_common}
+    if not (results.totals["weight_decay"] > 0).any():  # a tuning of other parameters
+        return in_common
     if not _has_references(results):
         return {"Change from λ = 0": comparisons.at_weight_decay(results, np.inf), **in_common}
     numbers = comparisons.remedy_numbers(results)

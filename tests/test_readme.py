@@ -1,4 +1,4 @@
-"""README says what the committed results say."""
+"""README and the page of results say what the committed results say."""
 
 import re
 import shlex
@@ -14,6 +14,8 @@ from tests.test_readme_commands import commands
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+PAGES = README + RESULTS
 
 
 def cells(line: str) -> list[str]:
@@ -22,7 +24,7 @@ def cells(line: str) -> list[str]:
 
 @pytest.mark.parametrize("experiment", ["quick", "imdb-small"])
 def test_every_claim_stands_in_readme_with_its_number_and_verdict(experiment):
-    rows = [cells(line) for line in README.splitlines() if line.startswith("|")]
+    rows = [cells(line) for line in PAGES.splitlines() if line.startswith("|")]
     for row in claims.claims(runs.load_results(ROOT / "results" / experiment)).itertuples():
         verdict = f"{row.verdict} ({row.reason})" if row.reason else row.verdict
         assert any({row.claim, row.ours, verdict} <= set(r) for r in rows), (experiment, row.claim, row.ours, verdict)
@@ -32,12 +34,14 @@ def test_table_1_of_imdb_is_that_of_the_results():
     totals = runs.load_results(ROOT / "results" / "imdb-small").totals
     training = metrics.table_1(totals[totals["split"] == "training"], ["average_loss", "token_balanced_loss"])
     for row in training.itertuples():
-        assert f"| {row.weight_decay:g}" in README and row.average_loss in README and row.token_balanced_loss in README
+        assert {f"{row.weight_decay:g}", row.average_loss, row.token_balanced_loss} <= set().union(
+            *(cells(line) for line in RESULTS.splitlines() if line.startswith(f"| {row.weight_decay:g} "))
+        )
 
 
 @pytest.mark.parametrize("experiment", ["quick", "imdb-small"])
 def test_the_scale_is_stated(experiment):
-    assert runs.load_results(ROOT / "results" / experiment).scale in README.replace("\n", " ")
+    assert runs.load_results(ROOT / "results" / experiment).scale in PAGES.replace("\n", " ")
 
 
 def one_pass_rows(folder: str | Path) -> list[str]:
@@ -59,11 +63,11 @@ def one_pass_rows(folder: str | Path) -> list[str]:
 
 def test_the_table_of_imdb_seen_once_is_that_of_the_results():
     for row in one_pass_rows(ROOT / "results" / "imdb-onepass"):
-        assert row in README.splitlines(), row
+        assert row in RESULTS.splitlines(), row
 
 
 def test_what_is_said_of_scale_is_computed():
-    text = " ".join(README.split())
+    text = " ".join(PAGES.split())
     onepass, small = (runs.load_results(ROOT / "results" / name) for name in ("imdb-onepass", "imdb-small"))
     regimes = scale.regimes(onepass).set_index("weight_decay").drop(0.0)
     *taus, last = (f"{tau:.2f}" for tau in regimes["tau_epochs"])
@@ -90,8 +94,20 @@ def test_the_verdict_on_the_theory_is_what_its_notebook_computed():
 
 
 def test_links_and_pictures_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+    for folder, page in ((ROOT, README), (ROOT / "results", RESULTS)):
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page):
+            assert target.startswith("https://") or (folder / target).exists(), target
+
+
+def test_every_column_and_folder_of_results_stands_on_their_page():
+    folders = {path.name for path in (ROOT / "results").iterdir() if path.is_dir()}
+    assert folders == set(re.findall(r"^\| \[([\w-]+)\]", RESULTS, re.MULTILINE))
+    described = set(re.findall(r"`([^`]+)`", RESULTS[RESULTS.index("## Data dictionary") :]))
+    patterns = [re.compile(name.replace("*", ".+")) for name in described]
+    columns = {column for names in runs.TABLES.values() for column in names} | set(
+        scale.sheet(runs.load_results(ROOT / "results" / "quick"))
+    )
+    assert not {c for c in columns if not any(p.fullmatch(c) for p in patterns)}
 
 
 def shell_lines() -> list[list[str]]:
