@@ -53,15 +53,19 @@ class Claim:
     rule: str
 
 
-def claims(results: Results, weight_decay: float = 1.0, confidence: float = 0.95) -> pd.DataFrame:
+def claims(results: Results, weight_decay: float | None = None, confidence: float = 0.95) -> pd.DataFrame:
     """The claims table: one row a model and claim, with the paper's number, ours (mean and Student-t interval) and the verdict.
 
-    `weight_decay` is the λ compared with λ = 0; the paper's public numbers are at 1. A verdict is "no verdict" where the
+    `weight_decay` is the λ compared with λ = 0, the largest run up to 1 if none is given; the paper's public numbers are at
+    1, of a learning rate that it does not state. A verdict is "no verdict" where the
     interval holds both outcomes or one seed gives none, and "not comparable at this scale", with its `reason`, where the
     experiment lacks what the claim is about: text that λ = 0 has memorised, counts so wide that an average can hide
     anything, a model of use on held-out text, or a λ that does not forget within an epoch. A claim whose λ the experiment
     lacks is reported as such.
     """
+    if weight_decay is None:
+        run = results.totals["weight_decay"]
+        weight_decay = float(run[run <= 1].max())
     rows = []
     for model in results.totals["model"].unique():
         tables = {name: _of(getattr(results, name), model) for name in ("totals", "bins", "classes")}

@@ -312,7 +312,9 @@ class FiguresParams(Parameters):
     """Parameters of `04_figures`."""
 
     results: PathName = Field(
-        "results/quick", min_length=1, description="folder of result tables, or runs/EXPERIMENT with finished runs"
+        "results/ladder-1029",
+        min_length=1,
+        description="folder of result tables, or runs/EXPERIMENT with finished runs",
     )
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
 

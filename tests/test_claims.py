@@ -97,8 +97,10 @@ def test_an_interval_that_holds_everything_bears_no_verdict():
 
 
 def test_a_weight_decay_that_was_not_run_is_said_so():
-    by_claim = verdicts(like_the_paper(weight_decays=(0.0, 0.1, 0.3)))
+    r = like_the_paper(weight_decays=(0.0, 0.1, 0.3))
+    by_claim = claims.claims(r, 1.0)["verdict"].tolist()
     assert by_claim.count(claims.NOT_COVERED) == 7 and by_claim[THRESHOLD] == "reproduced"
+    assert "λ 0 → 0.3" in claims.claims(r)["claim"].iloc[0]  # the largest run, if none is asked for
 
 
 def test_the_excess_over_each_ones_floor_stands_beside_the_paper():
