@@ -1,0 +1,320 @@
+"""What small runs say of the paper's models: tables and sentences of `09_scale` on sizes that were tried, called rungs.
+
+A rung is one model and variant of an experiment (`scale.rungs`). Losses and their changes are of training text, in nats;
+intervals are Student's t over seeds, unknown with one seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fairlm_utils import metrics, params, scale
+from fairlm_utils.claims import PAPER_FLOOR, PAPER_TABLE_1, paper_ratio
+from fairlm_utils.runs import Results
+
+#: Effects of λ told apart by what it changes, `effects`; the control's is named by its comparison with the tuned rate.
+REALLOCATION, ADDED_BY_COUNT, ADDED_ALIKE = "re-allocation", "added loss by count", "added loss in all types alike"
+HELP, UNDECIDED = "lower loss", "undecided"
+
+
+def ratios(rungs: Mapping[str, Results], confidence: float = 0.95) -> pd.DataFrame:
+    """`scale.ratios` of every rung, with its name, the excess of λ = 0 and whether it is the λ `nearest` the paper's rise.
+
+    Nearest in the logarithm of the balanced rise, among λ with a slope.
+    """
+    table = pd.concat(
+        [scale.ratios(r, confidence).assign(rung=name, **_excess(r)) for name, r in rungs.items()], ignore_index=True
+    )
+    far = np.log(table["added_balanced"].where(table["added_balanced"] > 0) / scale.PAPER_RISE).abs()
+    far = far.where(table["slope"].notna())
+    return table.assign(nearest=far == far.groupby(table["rung"]).transform("min"))
+
+
+def by_count(rungs: Mapping[str, Results], table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Loss added by bin at each rung's `nearest` λ of `ratios`, with the fitted power law: a row a rung and bin.
+
+    Columns rung, weight_decay, bin_low, n_train (mean training count), mean (geometric, over seeds), low, high and `fitted`.
+    Bins that gained no loss in some seed are left out, as fits leave them out.
+    """
+    frames = []
+    for row in table[table["nearest"]].itertuples():
+        added = scale.added_loss(rungs[row.rung])
+        added = added[added["weight_decay"] == row.weight_decay]
+        added = added[added.groupby("bin_low")["added"].transform("min") > 0]
+        logs = metrics.over_seeds(added.assign(log=np.log(added["added"])), "log", confidence)
+        known = added.drop_duplicates("bin_low").set_index("bin_low").loc[logs["bin_low"]]
+        x, w = np.log(known["n_train"].to_numpy()), known["n_types"] / known["n_types"].sum()
+        fitted = w.to_numpy() @ logs["mean"] - row.slope * (x - w.to_numpy() @ x)
+        frames.append(
+            logs[["weight_decay", "bin_low", "n_seeds"]].assign(
+                rung=row.rung, n_train=np.exp(x), fitted=np.exp(fitted), **np.exp(logs[["mean", "low", "high"]])
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def effects(rungs: Mapping[str, Results], weight_decay: float, confidence: float = 0.95) -> pd.DataFrame:
+    """What λ changes in each rung, by how far its λ = 0 lies above the floor; a row a rung, rungs without this λ left out.
+
+    Columns: rung, excess_average, n_seeds; changes of the `average`, of `low`- and `high`-frequency types and their difference
+    `shift` (low − high), each with _low and _high; ratio and predicted of `scale.ratios`; and `effect`, by the intervals
+    (by the means with one seed):
+
+    - "re-allocation": low rises while high falls, or while the average's interval holds 0;
+    - "lower loss": the average falls;
+    - "added loss by count": low and high rise, low more; "added loss in all types alike": both rise, low not more;
+    - "undecided": anything else.
+    """
+    rows = []
+    for name, results in rungs.items():
+        totals = _at(results.totals, "average_loss", weight_decay)
+        if totals.empty:
+            continue
+        low, high = (
+            _at(results.classes[results.classes["frequency_class"] == c], "loss", weight_decay) for c in ("low", "high")
+        )
+        row = {"rung": name, **_excess(results), "n_seeds": len(totals)}
+        for column, values in (("average", totals), ("low", low), ("high", high), ("shift", low - high)):
+            mean, lower, upper = scale.mean_and_interval(values, confidence)
+            row |= {column: mean, f"{column}_low": lower, f"{column}_high": upper}
+        ratio = scale.ratios(results, confidence).set_index("weight_decay").loc[weight_decay, ["ratio", "predicted"]]
+        rows.append({**row, **ratio, "effect": _effect(row)})
+    return pd.DataFrame(rows).sort_values("excess_average", ignore_index=True) if rows else pd.DataFrame()
+
+
+def eras(new: Results, old: Results, confidence: float = 0.95) -> pd.DataFrame:
+    """Balanced loss that λ adds where all parameters decay (`old`) and where matrices alone do (`new`), a row a common λ.
+
+    Columns weight_decay, n_seeds, all and matrices (means over common seeds), `left` = the second over the first, mean over
+    seeds with left_low and left_high.
+    """
+    both = pd.merge(*(scale.balanced_rise(r) for r in (old, new)), on=["weight_decay", "seed"])
+    rows = []
+    for w, seeds in both.groupby("weight_decay"):
+        left = scale.mean_and_interval(seeds["rise_y"] / seeds["rise_x"], confidence)
+        rows.append((w, len(seeds), seeds["rise_x"].mean(), seeds["rise_y"].mean(), *left))
+    return pd.DataFrame(
+        rows, columns=["weight_decay", "n_seeds", "all", "matrices", "left", "left_low", "left_high"]
+    )
+
+
+def predictions(
+    slopes: pd.DataFrame, counts: pd.DataFrame, files: Sequence[Path], confidence: float = 0.95
+) -> pd.DataFrame:
+    """Δ token-balanced / Δ average of each panel, predicted from the memorised rungs of `scale.rung_slopes`; a row a panel.
+
+    `counts` are those of `results/paper-layout`, `files` the panels' experiment files, whose corpus, layout and context choose
+    the counts. Where a panel's tokenizer may have been learnt from either text, `ratio` is the geometric mean of both and the
+    interval holds both. Columns: panel, ratio, low, high, slope, slope_low, slope_high, n_rungs.
+    """
+    rows = []
+    for file in files:
+        p = params.expand(params.read(file))[0]
+        chosen = {"corpus": p.corpus, "layout": "packed" if p.packing else "first", "context": p.context}
+        own = counts[np.logical_and.reduce([counts[k] == v for k, v in chosen.items()])]
+        found = pd.DataFrame(
+            scale.predict_ratio(slopes[slopes["memorised"]], c["n_train"], c["n_types"], confidence)
+            for _, c in own.groupby("tokenizer_reviews")
+        )
+        ratio = {"ratio": np.exp(np.log(found["ratio"]).mean()), "low": found["low"].min(), "high": found["high"].max()}
+        rows.append({"panel": p.experiment, **ratio, **found.iloc[0].drop(list(ratio))})
+    return pd.DataFrame(rows).astype({"n_rungs": int})
+
+
+def left_out(slopes: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Each memorised rung's slope beside what the other rungs predict of it: rung, slope, slope_low, slope_high, within.
+
+    Raises what `scale.predict_ratio` raises where fewer than two others are left.
+    """
+    known = slopes[slopes["memorised"] & slopes["slope"].notna()]
+    rows = []
+    for rung, own in known.groupby("rung", sort=False):
+        found = scale.predict_ratio(known[known["rung"] != rung], [1], [1], confidence)
+        slope, low, high = own["slope"].mean(), found["slope_low"], found["slope_high"]
+        rows.append((rung, slope, low, high, low <= slope <= high))
+    return pd.DataFrame(rows, columns=["rung", "slope", "slope_low", "slope_high", "within"])
+
+
+def say_by_count(rungs: Mapping[str, Results], table: pd.DataFrame, confidence: float = 0.95) -> str:
+    """Where added loss is a power of the count, and where it flattens, at each rung's `nearest` λ of `ratios`."""
+    fits, flat, unknown = [], [], []
+    for row in table[table["nearest"]].itertuples():
+        fits.append(f"{row.rung} {_bracket(row.slope, row.slope_low, row.slope_high)} (R² {row.r_squared:.2f})")
+        local = scale.local_slopes(rungs[row.rung], confidence)
+        local = local[local["weight_decay"] == row.weight_decay]
+        if row.n_seeds == 1:
+            unknown.append(row.rung)
+        flat += [f"{row.rung} from n_v {r.bin} ({r.mean:.2f})" for r in local[local["flat"]].itertuples()]
+    return (
+        f"At the λ whose balanced rise is nearest the paper's {scale.PAPER_RISE:g} nats the added loss falls as a power of the count; slopes: "
+        f"{'; '.join(fits)}. Local slopes lie below the fitted one, by their interval, in "
+        f"{'no pair of neighbouring bins' if not flat else ', '.join(flat)}"
+        f"{f'; of one seed, without an interval: ' + ', '.join(unknown) if unknown else ''}."
+    )
+
+
+def say_ratios(table: pd.DataFrame) -> str:
+    """How far measured ratios lie from those that the counts give at the fitted slope, and how the slope moves with λ."""
+    known = table.dropna(subset=["ratio", "predicted"]).assign(off=lambda f: f["ratio"] / f["predicted"] - 1)
+    worst = known.loc[known["off"].abs().idxmax()]
+    moved = []
+    for rung, own in known.groupby("rung", sort=False):
+        near = own[own["added_balanced"] <= 1.0].sort_values("weight_decay")
+        if len(near) > 1:
+            a, b = near.iloc[0], near.iloc[-1]
+            moved.append(f"{rung} {a['slope']:.2f} at λ = {a['weight_decay']:g}, {b['slope']:.2f} at {b['weight_decay']:g}")
+    return (
+        f"In {len(known)} pairs of rung and λ the measured ratio differs from what a power law gives on the rung's own counts by "
+        f"{known['off'].abs().median():.1%} in the median and by {worst['off']:+.0%} at most ({worst['rung']}, λ = {worst['weight_decay']:g}: "
+        f"{worst['ratio']:.2f} measured, {worst['predicted']:.2f} by counts). The ratio is arithmetic once the law holds: what this tests is the "
+        f"law. Its slope is no constant; below a balanced rise of 1 nat it goes from {'; '.join(moved)}."
+    )
+
+
+def say_effects(table: pd.DataFrame, results: Results, weight_decay: float) -> str:
+    """Which effect is seen where, what the control says, and on which side the paper's Table 1 lies."""
+    if table.empty:
+        return f"No run at λ = {weight_decay:g} yet: make results PARAMS=params/effects.yaml."
+    single = " (one seed: signs of means, no intervals)"
+    seen = [
+        f"{r.rung}, {r.excess_average:.3g} nats above the floor: {r.effect}, average {r.average:+.3f}, low {r.low:+.3f}, high {r.high:+.3f}"
+        f"{single if r.n_seeds == 1 else f' ({r.n_seeds} seeds)'}"
+        for r in table.itertuples()
+    ]
+    return (
+        f"λ 0 → {weight_decay:g}, nats: {'; '.join(seen)}. {_say_reallocation(table)} {_say_control(table, results)}"
+        f"{_say_paper_side(table)}"
+    )
+
+
+def say_eras(table: pd.DataFrame) -> str:
+    """How much of what λ adds is left where gains of norms do not decay."""
+    parts = [
+        f"{_bracket(r.left, r.left_low, r.left_high, '{:.0%}')} at λ = {r.weight_decay:g} ({r.all:.3f} → {r.matrices:.3f} nats)"
+        for r in table.itertuples()
+    ]
+    return f"Of the balanced loss that λ adds where all parameters decay, today's Trainer leaves {' and '.join(parts)}."
+
+
+def say_predictions(found: pd.DataFrame, slopes: pd.DataFrame, confidence: float = 0.95) -> str:
+    """The predicted slope, whether its interval says anything, and whether the paper's number lies in it."""
+    row = found.set_index("panel").loc["openelm-270m-imdb"]
+    paper, least, most = paper_ratio()
+    inside = "within" if row["low"] <= most and row["high"] >= least else "outside"
+    used = slopes[slopes["memorised"] & slopes["slope"].notna()].groupby("rung")["slope"].mean()
+    left = sorted(set(slopes.loc[~slopes["memorised"], "rung"]))
+    tested = left_out(slopes, confidence) if len(used) > 2 else pd.DataFrame({"within": []})
+    wide = row["high"] / row["low"]
+    return (
+        f"From {int(row['n_rungs'])} memorised rungs with slopes of {used.min():.2f} to {used.max():.2f} at the paper's balanced rise"
+        f"{f' (left out, not memorised: ' + ', '.join(left) + ')' if left else ''}, one run at another size should have a slope of "
+        f"{_bracket(row['slope'], row['slope_low'], row['slope_high'])} and, on the paper's counts for OpenELM-270M, a ratio of "
+        f"{_bracket(row['ratio'], row['low'], row['high'])}; the paper's {_bracket(paper, least, most)} lies {inside}. "
+        f"{'The interval is wide, a factor of ' + f'{wide:.1f}' + ': the small runs at hand do not pin the ratio down yet.' if wide > 2 else 'The interval is within a factor of 2.'}"
+        + (
+            f" Left out in turn, {int(tested['within'].sum())} of {len(tested)} rungs have a slope where the others predict it."
+            if len(tested)
+            else ""
+        )
+    )
+
+
+def say_refuted(found: pd.DataFrame) -> str:
+    """Which measured values would lie outside the predictions."""
+    parts = [f"{r.panel} below {r.low:.2f} or above {r.high:.2f}" for r in found.itertuples()]
+    row, (near, far) = found.iloc[0], scale.COMPARABLE_RISE
+    return (
+        f"Refuted by a ratio Δ token-balanced / Δ average, λ 0 → 1, of {'; '.join(parts)}; by a slope by count below {row['slope_low']:.2f} or "
+        f"above {row['slope_high']:.2f}, or of no sign, at any of them. A run speaks to it if its λ = 0 ends within {scale.MEMORISED:g} nats of the "
+        f"floor and λ = 1 raises its balanced loss by {near:g} to {far:g} nats. `make panel PARAMS=params/paper/PANEL.yaml` measures it and prints "
+        "the ratio beside the prediction."
+    )
+
+
+def verdict(found: pd.DataFrame) -> str:
+    """The answer in a sentence or two: what the small runs' law makes of the paper's pair of numbers."""
+    row = found.set_index("panel").loc["openelm-270m-imdb"]
+    paper, least, most = paper_ratio()
+    reached = row["low"] <= most and row["high"] >= least
+    return (
+        f"Small runs {'can' if reached else 'cannot'} account for the paper's Table 1: the law they follow predicts, on its counts, that the "
+        f"balanced loss rises {row['ratio']:.1f} [{row['low']:.1f}, {row['high']:.1f}] times as much as the average; it printed {paper:.1f} "
+        f"[{least:.1f}, {most:.1f}]. "
+        + ("That agreement is weak, for the interval is wide." if reached and row["high"] > 2 * row["low"] else "")
+    ).strip()
+
+
+def _excess(results: Results) -> dict[str, float]:
+    return scale.excess(results)[["excess_average", "excess_balanced"]].iloc[0].to_dict()
+
+
+def _at(frame: pd.DataFrame, value: str, weight_decay: float) -> pd.Series:
+    """Change of a training loss from λ = 0, by seed; empty where no run is at this λ."""
+    training = frame[(frame["split"] == "training") & frame["weight_decay"].isin([0.0, weight_decay])]
+    return metrics.changes(training, value).set_index("seed")["difference"]
+
+
+def _effect(row: Mapping[str, float]) -> str:
+    sign = {}
+    for column in ("average", "low", "high", "shift"):
+        mean, low, high = (row[column + end] for end in ("", "_low", "_high"))
+        sign[column] = np.sign(mean) if low != low else float(low > 0) - float(high < 0)
+    if sign["low"] > 0 and (sign["high"] < 0 or sign["average"] == 0):
+        return REALLOCATION
+    if sign["average"] < 0:
+        return HELP
+    if sign["low"] > 0 and sign["high"] > 0:
+        return ADDED_BY_COUNT if sign["shift"] > 0 else ADDED_ALIKE
+    return UNDECIDED
+
+
+def _say_reallocation(table: pd.DataFrame) -> str:
+    seen = table[table["effect"] == REALLOCATION]
+    if seen.empty:
+        return "Re-allocation, low-frequency types paying while high-frequency ones gain or the average stays, is seen in none."
+    return f"Re-allocation is seen from {seen['excess_average'].min():.3g} nats above the floor ({', '.join(seen['rung'])})."
+
+
+def _say_control(table: pd.DataFrame, results: Results) -> str:
+    """Pairs of variants that differ in the learning rate alone: the higher one is the control."""
+    own = {n: {"lr": v["learning_rate"], **v} for n, v in results.params.get("variants", {}).items() if "steps" in v}
+    known = table.set_index("rung")
+    said = []
+    for tuned in own:
+        for control in own:
+            if own[tuned]["steps"] != own[control]["steps"] or own[tuned]["lr"] >= own[control]["lr"]:
+                continue
+            if not {tuned, control} <= set(known.index):
+                said.append(f"The control, {control}, has no run at this λ beside {tuned} yet.")
+                continue
+            a, b = known.loc[tuned], known.loc[control]
+            helps = b["effect"] == HELP and a["effect"] != HELP
+            said.append(
+                f"The control: λ changes the average by {b['average']:+.3f} in {control} and by {a['average']:+.3f} in {tuned}, so that it "
+                f"{'helps the optimiser where the rate is too high and only there' if helps else 'does not show help to the optimiser at the higher rate alone'}."
+            )
+    return " ".join(said) + " " if said else ""
+
+
+def _say_paper_side(table: pd.DataFrame) -> str:
+    above = PAPER_TABLE_1["average_loss"].iloc[0] - PAPER_FLOOR["average_loss"]
+    near = table.iloc[np.log(table["excess_average"] / above).abs().argmin()]
+    ours = f"{near['rung']}, {near['excess_average']:.3f} nats above, {near['effect']}, by {near['ratio']:.2f} times as much balanced as on average"
+    average = PAPER_TABLE_1["average_loss"].diff().iloc[-1]
+    side = "memorised" if above <= scale.MEMORISED else "not memorised"
+    follows = (
+        "There λ adds loss to all types by their count, and frequent types do not gain: the paper's average “stays” because its counts are "
+        f"wide, having risen by {average:.3f} nats, not because capacity moved from rare types to frequent ones."
+        if near["effect"] == ADDED_BY_COUNT and above <= scale.MEMORISED
+        else "What is seen there is not added loss by count, so that the paper's claim is not explained by it."
+    )
+    return f"The paper's λ = 0 lies {above:.3f} nats above its floor, {side}; nearest to it here is {ours}. {follows}"
+
+
+def _bracket(value: float, low: float, high: float, form: str = "{:.2f}") -> str:
+    interval = "(1 seed)" if low != low else f"[{form.format(low)}, {form.format(high)}]"
+    return f"{form.format(value)} {interval}"
