@@ -14,7 +14,7 @@ import pandas as pd
 
 from fairlm_utils import metrics, params, scale
 from fairlm_utils.claims import PAPER_FLOOR, PAPER_TABLE_1, paper_ratio
-from fairlm_utils.runs import Results
+from fairlm_utils.runs import PROJECT, Results, load_results
 
 #: Effects of λ told apart by what it changes, `effects`; the control's is named by its comparison with the tuned rate.
 REALLOCATION, ADDED_BY_COUNT, ADDED_ALIKE = "re-allocation", "added loss by count", "added loss in all types alike"
@@ -97,9 +97,27 @@ def eras(new: Results, old: Results, confidence: float = 0.95) -> pd.DataFrame:
     for w, seeds in both.groupby("weight_decay"):
         left = scale.mean_and_interval(seeds["rise_y"] / seeds["rise_x"], confidence)
         rows.append((w, len(seeds), seeds["rise_x"].mean(), seeds["rise_y"].mean(), *left))
-    return pd.DataFrame(
-        rows, columns=["weight_decay", "n_seeds", "all", "matrices", "left", "left_low", "left_high"]
-    )
+    return pd.DataFrame(rows, columns=["weight_decay", "n_seeds", "all", "matrices", "left", "left_low", "left_high"])
+
+
+def effects_of(folder: str, memorised: str, weight_decay: float, confidence: float = 0.95) -> tuple[pd.DataFrame, str]:
+    """`effects` of the variants in `folder` and, on the same counts, of the results `memorised`, with what they say."""
+    if not Path(folder).exists():
+        return pd.DataFrame(), _not_run(folder)
+    results, end = load_results(folder), load_results(memorised)
+    rungs = {**scale.rungs({"": results}), **scale.rungs({Path(memorised).name: end})}
+    table = effects(rungs, weight_decay, confidence)
+    return table, say_effects(table, results, weight_decay)
+
+
+def eras_of(folder: str, memorised: str, confidence: float = 0.95) -> tuple[pd.DataFrame, str]:
+    """`eras` of variant "matrices" in `folder` beside the results `memorised`, with what they say; empty if it was not run."""
+    new = scale.rungs({"": load_results(folder)}) if Path(folder).exists() else {}
+    if "matrices" not in new:
+        return pd.DataFrame(), _not_run(folder)
+    (old,) = scale.rungs({"": load_results(memorised)}).values()
+    table = eras(new["matrices"], old, confidence)
+    return table, say_eras(table)
 
 
 def predictions(
@@ -123,6 +141,11 @@ def predictions(
         ratio = {"ratio": np.exp(np.log(found["ratio"]).mean()), "low": found["low"].min(), "high": found["high"].max()}
         rows.append({"panel": p.experiment, **ratio, **found.iloc[0].drop(list(ratio))})
     return pd.DataFrame(rows).astype({"n_rungs": int})
+
+
+def panel_files() -> list[Path]:
+    """Experiment files of the paper's panels, OpenELM-270M on IMDB first."""
+    return sorted((PROJECT / "params" / "paper").glob("*.yaml"), key=lambda f: (f.stem != "openelm-270m-imdb", f.stem))
 
 
 def left_out(slopes: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -153,7 +176,7 @@ def say_by_count(rungs: Mapping[str, Results], table: pd.DataFrame, confidence: 
         f"At the λ whose balanced rise is nearest the paper's {scale.PAPER_RISE:g} nats the added loss falls as a power of the count; slopes: "
         f"{'; '.join(fits)}. Local slopes lie below the fitted one, by their interval, in "
         f"{'no pair of neighbouring bins' if not flat else ', '.join(flat)}"
-        f"{f'; of one seed, without an interval: ' + ', '.join(unknown) if unknown else ''}."
+        f"{'; of one seed, without an interval: ' + ', '.join(unknown) if unknown else ''}."
     )
 
 
@@ -166,7 +189,9 @@ def say_ratios(table: pd.DataFrame) -> str:
         near = own[own["added_balanced"] <= 1.0].sort_values("weight_decay")
         if len(near) > 1:
             a, b = near.iloc[0], near.iloc[-1]
-            moved.append(f"{rung} {a['slope']:.2f} at λ = {a['weight_decay']:g}, {b['slope']:.2f} at {b['weight_decay']:g}")
+            moved.append(
+                f"{rung} {a['slope']:.2f} at λ = {a['weight_decay']:g}, {b['slope']:.2f} at {b['weight_decay']:g}"
+            )
     return (
         f"In {len(known)} pairs of rung and λ the measured ratio differs from what a power law gives on the rung's own counts by "
         f"{known['off'].abs().median():.1%} in the median and by {worst['off']:+.0%} at most ({worst['rung']}, λ = {worst['weight_decay']:g}: "
@@ -178,7 +203,7 @@ def say_ratios(table: pd.DataFrame) -> str:
 def say_effects(table: pd.DataFrame, results: Results, weight_decay: float) -> str:
     """Which effect is seen where, what the control says, and on which side the paper's Table 1 lies."""
     if table.empty:
-        return f"No run at λ = {weight_decay:g} yet: make results PARAMS=params/effects.yaml."
+        return f"No run at λ = {weight_decay:g} yet."
     single = " (one seed: signs of means, no intervals)"
     seen = [
         f"{r.rung}, {r.excess_average:.3g} nats above the floor: {r.effect}, average {r.average:+.3f}, low {r.low:+.3f}, high {r.high:+.3f}"
@@ -211,7 +236,7 @@ def say_predictions(found: pd.DataFrame, slopes: pd.DataFrame, confidence: float
     wide = row["high"] / row["low"]
     return (
         f"From {int(row['n_rungs'])} memorised rungs with slopes of {used.min():.2f} to {used.max():.2f} at the paper's balanced rise"
-        f"{f' (left out, not memorised: ' + ', '.join(left) + ')' if left else ''}, one run at another size should have a slope of "
+        f"{' (left out, not memorised: ' + ', '.join(left) + ')' if left else ''}, one run at another size should have a slope of "
         f"{_bracket(row['slope'], row['slope_low'], row['slope_high'])} and, on the paper's counts for OpenELM-270M, a ratio of "
         f"{_bracket(row['ratio'], row['low'], row['high'])}; the paper's {_bracket(paper, least, most)} lies {inside}. "
         f"{'The interval is wide, a factor of ' + f'{wide:.1f}' + ': the small runs at hand do not pin the ratio down yet.' if wide > 2 else 'The interval is within a factor of 2.'}"
@@ -246,6 +271,10 @@ def verdict(found: pd.DataFrame) -> str:
         f"[{least:.1f}, {most:.1f}]. "
         + ("That agreement is weak, for the interval is wide." if reached and row["high"] > 2 * row["low"] else "")
     ).strip()
+
+
+def _not_run(folder: str) -> str:
+    return f"Not run yet: make results PARAMS=params/{Path(folder).name}.yaml."
 
 
 def _excess(results: Results) -> dict[str, float]:

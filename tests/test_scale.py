@@ -194,7 +194,7 @@ def curved(*rises: float) -> Results:
 def test_slopes_of_rungs_are_compared_at_the_same_rise():
     """Half way in the logarithm between two λ that bracket it, else the nearest comparable λ, else none."""
     paper = PAPER_TABLE_1["token_balanced_loss"].diff().iloc[-1]
-    assert scale.PAPER_RISE == pytest.approx(paper)
+    assert pytest.approx(paper) == scale.PAPER_RISE
     rises = {"bracketed": (0.097 / 4, 0.097 * 4), "below": (0.01, 0.05), "none": (0.001, 0.01), "above": (0.2, 0.9)}
     table = scale.rung_slopes(scale.rungs({name: curved(*r) for name, r in rises.items()})).set_index("rung")
     assert table["slope"].tolist() == pytest.approx([0.35, 0.5, np.nan, 0.2], nan_ok=True)
