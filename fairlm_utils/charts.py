@@ -523,24 +523,27 @@ def _by_rung(names: Sequence[str]) -> dict[str, Any]:
 
 
 def added_by_count(points: pd.DataFrame) -> alt.LayerChart:
-    """Loss that λ adds (y, nats, log) against the training count n_v (x, log), a colour a rung, with its fitted power law (line).
+    """Loss that λ adds (y, nats, log) against the training count n_v (x, log), a colour a rung, with its fitted power law.
 
     `points`: rung, weight_decay, n_train, mean, low, high (intervals over seeds) and fitted, as `ladder.by_count` makes them.
     """
     frame = points.assign(rung=points["rung"] + points["weight_decay"].map(", λ = {:g}".format))
     channels = _by_rung(frame["rung"].unique().tolist())
+    padded = alt.Scale(type="log", nice=False, padding=8)
+
+    def y(field: str) -> alt.Y:
+        ticks = [a * 10.0**k for k in range(-6, 2) for a in (1, 3)]
+        return alt.Y(**_log(field, "loss added by λ (nats)", "~g", ticks) | {"scale": padded})
+
     base = alt.Chart(frame).encode(
-        x=alt.X(**_log("n_train:Q", "training count n_v (mean of the bin)", ",")),
+        x=alt.X(**_log("n_train:Q", "training count n_v (mean of the bin)", ",") | {"scale": padded}),
         color=channels["color"],
         tooltip=["rung:N", alt.Tooltip("n_train:Q", format=".1f"), *_statistics(frame)],
     )
-    title = "loss added by λ (nats)"
     return alt.layer(
-        base.mark_line(strokeWidth=1.5).encode(y=alt.Y(**_log("fitted:Q", title))),
-        base.mark_rule(strokeWidth=1.5).encode(y=alt.Y(**_log("low:Q", title)), y2="high:Q"),
-        base.mark_point(filled=True, size=60, opacity=1).encode(
-            y=alt.Y(**_log("mean:Q", title)), shape=channels["shape"]
-        ),
+        base.mark_line(strokeWidth=1.5).encode(y=y("fitted:Q")),
+        base.mark_rule(strokeWidth=1.5).encode(y=y("low:Q"), y2="high:Q"),
+        base.mark_point(filled=True, size=60, opacity=1).encode(y=y("mean:Q"), shape=channels["shape"]),
     ).properties(
         width=1.6 * WIDTH,
         height=1.3 * HEIGHT,
@@ -551,10 +554,11 @@ def added_by_count(points: pd.DataFrame) -> alt.LayerChart:
 
 
 def ratio_by_counts(table: pd.DataFrame) -> alt.LayerChart:
-    """Δ token-balanced / Δ average: measured (y, log) against what the counts give at the fitted slope (x, log), a point a rung and λ.
+    """Δ token-balanced / Δ average: measured (y, log) against what the counts give at the fitted slope (x, log).
 
-    `table`: rung, weight_decay, ratio, low, high, predicted, predicted_low, predicted_high, as `ladder.ratios` makes them; colour is
-    λ, shape the rung. On the dashed diagonal the added loss is a power of the count. Intervals are cut off at the plot's edges.
+    `table`: rung, weight_decay, ratio, low, high, predicted, predicted_low, predicted_high, slope, as `ladder.ratios` makes them: a
+    point a rung (shape) and λ (colour). On the dashed diagonal the added loss is a power of the count. Intervals are cut off at
+    the edges.
     """
     frame = _labelled(table.dropna(subset=["ratio", "predicted"]))
     colour, chosen, opacity = _by_weight_decay(frame)
@@ -615,7 +619,7 @@ def effects(table: pd.DataFrame, weight_decay: float) -> alt.LayerChart:
     base = alt.Chart(long).encode(
         x=alt.X(
             **_log("excess_average:Q", "average loss at λ = 0 above the floor (nats)")
-            | {"scale": alt.Scale(type="log", padding=30)}
+            | {"scale": alt.Scale(type="log", nice=False, padding=30)}
         ),
         color=alt.Color("change:N", sort=labels, title=None).scale(domain=labels, range=colours),
         tooltip=["rung:N", "change:N", *_statistics(long)],
@@ -623,9 +627,9 @@ def effects(table: pd.DataFrame, weight_decay: float) -> alt.LayerChart:
     y = alt.Y("mean:Q", title=f"change of the training loss, λ 0 → {weight_decay:g} (nats)")
     zero = alt.Chart().mark_rule(color="#888888", strokeDash=[3, 3]).encode(y=alt.datum(0))
     names = (
-        base.transform_aggregate(top="max(mean)", groupby=["rung", "excess_average"])
-        .mark_text(angle=270, align="left", dx=10, fontSize=11)
-        .encode(y="top:Q", text="rung:N", color=alt.value("#404040"), tooltip=alt.value(None))
+        base.transform_aggregate(n="count()", groupby=["rung", "excess_average"])
+        .mark_text(angle=300, align="left", dx=4, fontSize=11)
+        .encode(y=alt.value(0), text="rung:N", color=alt.value("#404040"), tooltip=alt.value(None))
     )
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
         y=y, shape=alt.Shape("change:N", sort=labels, title=None).scale(domain=labels)
@@ -648,7 +652,9 @@ def predictions(table: pd.DataFrame, paper: tuple[float, float, float]) -> alt.L
     """
     order = table["panel"].tolist()
     x = alt.X(**_log("ratio:Q", "Δ token-balanced / Δ average, λ 0 → 1", "~g", [1, 2, 3, 5, 10, 20, 50]))
+    x.scale = alt.Scale(type="log", nice=False, padding=12)
     base = alt.Chart(table).encode(y=alt.Y("panel:N", sort=order, title=None, axis=alt.Axis(labelLimit=240)))
+    colour = alt.Color("source:N", title=None).scale(range=["#d55e00"]).legend(labelLimit=400, orient="bottom")
     source = f"paper, OpenELM-270M: {paper[0]:.1f} by rounded numbers"
     band = (
         alt.Chart(pd.DataFrame([{"source": source, "low": paper[1], "high": paper[2]}]))
@@ -656,7 +662,7 @@ def predictions(table: pd.DataFrame, paper: tuple[float, float, float]) -> alt.L
         .encode(
             x=alt.X("low:Q"),
             x2="high:Q",
-            color=alt.Color("source:N", title=None).scale(range=["#d55e00"]).legend(labelLimit=400, orient="bottom"),
+            color=colour,
         )
     )
     numbers = [alt.Tooltip(f"{c}:Q", format=".2f") for c in ("ratio", "low", "high")]
