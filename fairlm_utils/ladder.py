@@ -169,21 +169,26 @@ def left_out(slopes: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 def say_by_count(rungs: Mapping[str, Results], table: pd.DataFrame, confidence: float = 0.95) -> str:
     """Where added loss is a power of the count, and where it flattens, at each rung's `nearest` λ of `ratios`."""
-    fits, flat, unknown = [], [], []
+    fits, flat, unknown, steeper = [], [], [], 0
     for row in table[table["nearest"]].itertuples():
         local = scale.local_slopes(rungs[row.rung], confidence)
         local = local[local["weight_decay"] == row.weight_decay]
         rare, frequent = (
             local.loc[beyond, "mean"].mean() for beyond in (local["bin_low"] < 27, local["bin_low"] >= 27)
         )
+        steeper += frequent > rare
         fit = _bracket(row.slope, row.slope_low, row.slope_high)
-        fits.append(f"{row.rung} {fit}, R² {row.r_squared:.2f} ({rare:.2f} below a count of 27, {frequent:.2f} beyond)")
+        beyond = f", {frequent:.2f} beyond" if frequent == frequent else ""
+        fits.append(f"{row.rung} {fit}, R² {row.r_squared:.2f} ({rare:.2f} below a count of 27{beyond})")
         unknown += [row.rung] * (row.n_seeds == 1)
         flat += [f"{row.rung} from n_v {r.bin} ({r.mean:.2f})" for r in local[local["flat"]].itertuples()]
+    no_interval = f"; without an interval, of one seed: {', '.join(unknown)}" if unknown else ""
+    bends = ": on counts wider than here one slope for all gives too small a ratio" if 2 * steeper > len(fits) else ""
     return (
         f"At the λ whose balanced rise is nearest the paper's {scale.PAPER_RISE:g} nats the added loss falls nearly as a power of the "
         f"count, with slopes of {'; '.join(fits)}. It is flatter than the fit, by the interval of the slope between neighbouring bins, "
-        f"in {', '.join(flat) or 'none'}{'; without an interval, of one seed: ' + ', '.join(unknown) if unknown else ''}."
+        f"in {', '.join(flat) or 'none'}{no_interval}. Beyond a count of 27 it falls faster than below in {steeper} of "
+        f"{len(fits)}{bends}."
     )
 
 
@@ -291,8 +296,8 @@ def verdict(found: pd.DataFrame) -> str:
         f"[{row['low']:.1f}, {row['high']:.1f}] times as much as the average; the paper's Table 1 has {paper:.1f} [{least:.1f}, "
         f"{most:.1f}], rounding considered. "
         + (
-            f"So its “flat” average needs no other explanation than wide counts; but {weak}its number was known beforehand: the test "
-            "is a run of a panel whose numbers are not."
+            f"So its “flat” average needs no other explanation than wide counts; but {weak}its number was known beforehand; the test "
+            "is a run of a panel whose numbers are unknown."
             if reached
             else "So the law does not account for it."
         )
@@ -330,7 +335,7 @@ def _effect(row: Mapping[str, Any]) -> str:
 def _say_reallocation(table: pd.DataFrame) -> str:
     seen = table[table["effect"] == REALLOCATION]
     if seen.empty:
-        return "Re-allocation, low-frequency types paying while high-frequency ones gain or the average stays, is seen in none."
+        return "Re-allocation, low-frequency types paying while high-frequency ones gain or the average stays, is seen in none of these."
     return f"Re-allocation is seen from {seen['excess_average'].min():.3g} nats above the floor ({', '.join(seen['rung'])})."
 
 
@@ -365,10 +370,10 @@ def _say_paper_side(table: pd.DataFrame) -> str:
     average = PAPER_TABLE_1["average_loss"].diff().iloc[-1]
     side = "memorised" if above <= scale.MEMORISED else "not memorised"
     follows = (
-        "There λ adds loss to all types by their count, and frequent types do not gain: the paper's average “stays” because its counts are "
-        f"wide, having risen by {average:.3f} nats, not because capacity moved from rare types to frequent ones."
+        "So its Table 1 must lie where λ adds loss by count: frequent types do not gain, and an average “stays” (it rose by "
+        f"{average:.3f} nats) where counts are wide, not because capacity moves from rare types to frequent ones."
         if near["effect"] == ADDED_BY_COUNT and above <= scale.MEMORISED
-        else "What is seen there is not added loss by count, so that the paper's claim is not explained by it."
+        else "So added loss by count does not explain its Table 1."
     )
     return f"The paper's λ = 0 lies {above:.3f} nats above its floor, {side}; nearest to it here is {ours}. {follows}"
 

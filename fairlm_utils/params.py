@@ -392,7 +392,7 @@ class ScaleParams(Parameters):
     ladder: PathNames = Field(
         ["results/ladder-1029", "results/ladder-4101", "results/lambda-memorising", "results/imdb-small"],
         min_length=1,
-        description="results at several sizes; those that λ = 0 memorised predict",
+        description="results at several sizes, of which those predict that were memorised",
     )
     effects: PathName = Field(
         "results/effects", min_length=1, description="results of variants from far above the floor to near it"

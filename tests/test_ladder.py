@@ -51,7 +51,7 @@ def test_the_control_tells_help_to_the_optimiser_apart():
     worse, better = changed(0.1, 0.2, 0.05), changed(-0.1, -0.05, -0.2)
     said = ladder.say_effects(ladder.effects({"slow": worse, "fast": better}, 1.0), results, 1.0)
     assert "-0.100 in fast and by +0.100 in slow; it helps the optimiser at the higher rate alone" in said
-    assert "is seen in none" in said and "not because capacity moved" in said
+    assert "is seen in none" in said and "not because capacity moves" in said
     said = ladder.say_effects(ladder.effects({"slow": better, "fast": better}, 1.0), results, 1.0)
     assert "is not seen to help the optimiser at the higher rate alone" in said
     assert "control" not in ladder.say_effects(ladder.effects({"slow": worse}, 1.0), results, 1.0)
@@ -153,7 +153,8 @@ def test_sentences_follow_the_numbers(found):
     assert "in 3 pairs of rung and λ" in ladder.say_ratios(ratios).lower() and "a 0.35 at λ = 1" in ladder.say_ratios(
         ratios
     )
-    assert "a 0.35 [" in ladder.say_by_count(RUNGS, ratios)
+    said = ladder.say_by_count(RUNGS, ratios)
+    assert "a 0.35 [" in said and "(0.35 below a count of 27)" in said and "in 0 of 3." in said
 
 
 def test_published_predictions_are_told_from_others(found, tmp_path):
