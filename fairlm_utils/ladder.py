@@ -375,6 +375,8 @@ def _say_paper_side(table: pd.DataFrame) -> str:
         if near["effect"] == ADDED_BY_COUNT and above <= scale.MEMORISED
         else "So added loss by count does not explain its Table 1."
     )
+    if (table["excess_average"] <= scale.MEMORISED).all():
+        follows = "What λ does where a text is not memorised is not measured yet."
     return f"The paper's λ = 0 lies {above:.3f} nats above its floor, {side}; nearest to it here is {ours}. {follows}"
 
 
