@@ -506,6 +506,178 @@ def floors(frame: pd.DataFrame) -> alt.HConcatChart:
     )
 
 
+#: Colours of rungs, Okabe and Ito's without yellow, and their shapes where there are more.
+_RUNG_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_RUNG_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke")
+
+
+def _by_rung(names: Sequence[str]) -> dict[str, Any]:
+    """Colour and shape by rung; colours come again with another shape."""
+    colours = [_RUNG_COLOURS[i % len(_RUNG_COLOURS)] for i in range(len(names))]
+    shapes = [_RUNG_SHAPES[(i + i // len(_RUNG_COLOURS)) % len(_RUNG_SHAPES)] for i in range(len(names))]
+    legend = alt.Legend(labelLimit=240, title=None)
+    return {
+        "color": alt.Color("rung:N", sort=names, legend=legend).scale(domain=names, range=colours),
+        "shape": alt.Shape("rung:N", sort=names, legend=legend).scale(domain=names, range=shapes),
+    }
+
+
+def added_by_count(points: pd.DataFrame) -> alt.LayerChart:
+    """Loss that λ adds (y, nats, log) against the training count n_v (x, log), a colour a rung, with its fitted power law.
+
+    `points`: rung, weight_decay, n_train, mean, low, high (intervals over seeds) and fitted, as `ladder.by_count` makes them.
+    """
+    frame = points.assign(rung=points["rung"] + points["weight_decay"].map(", λ = {:g}".format))
+    channels = _by_rung(frame["rung"].unique().tolist())
+    padded = alt.Scale(type="log", nice=False, padding=8)
+
+    def y(field: str) -> alt.Y:
+        ticks = [a * 10.0**k for k in range(-6, 2) for a in (1, 3)]
+        return alt.Y(**_log(field, "loss added by λ (nats)", "~g", ticks) | {"scale": padded})
+
+    base = alt.Chart(frame).encode(
+        x=alt.X(**_log("n_train:Q", "training count n_v (mean of the bin)", ",") | {"scale": padded}),
+        color=channels["color"],
+        tooltip=["rung:N", alt.Tooltip("n_train:Q", format=".1f"), *_statistics(frame)],
+    )
+    return alt.layer(
+        base.mark_line(strokeWidth=1.5).encode(y=y("fitted:Q")),
+        base.mark_rule(strokeWidth=1.5).encode(y=y("low:Q"), y2="high:Q"),
+        base.mark_point(filled=True, size=60, opacity=1).encode(y=y("mean:Q"), shape=channels["shape"]),
+    ).properties(
+        width=1.6 * WIDTH,
+        height=1.3 * HEIGHT,
+        title="Added loss by count",
+        description="Log-log points of the training loss that weight decay adds to a frequency bin against its mean training count, with "
+        "intervals over seeds and the fitted power law of every rung as a line",
+    )
+
+
+def ratio_by_counts(table: pd.DataFrame) -> alt.LayerChart:
+    """Δ token-balanced / Δ average: measured (y, log) against what the counts give at the fitted slope (x, log).
+
+    `table`: rung, weight_decay, ratio, low, high, predicted, predicted_low, predicted_high, slope, as `ladder.ratios` makes them: a
+    point a rung (shape) and λ (colour). On the dashed diagonal the added loss is a power of the count. Intervals are cut off at
+    the edges.
+    """
+    frame = _labelled(table.dropna(subset=["ratio", "predicted"]))
+    colour, chosen, opacity = _by_weight_decay(frame)
+    values = frame[["ratio", "predicted"]].to_numpy()
+    ends = [values.min() * 0.9, values.max() * 1.1]
+    ticks = alt.Axis(values=[0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8], format="~g")
+    scale = alt.Scale(type="log", domain=ends, nice=False)
+    names = frame["rung"].unique().tolist()
+    base = alt.Chart(frame).encode(color=colour, opacity=opacity)
+    x = alt.X("predicted:Q", title="ratio by the counts at the fitted slope", scale=scale, axis=ticks)
+    y = alt.Y("ratio:Q", title="measured ratio", scale=scale, axis=ticks)
+    diagonal = (
+        alt.Chart(pd.DataFrame({"end": ends}))
+        .mark_line(color="#888888", strokeDash=[3, 3], strokeWidth=1.5)
+        .encode(x="end:Q", y="end:Q")
+    )
+    cut = frame.assign(**{c: frame[c].clip(*ends) for c in ("low", "high", "predicted_low", "predicted_high")})
+    bars = base.properties(data=cut).mark_rule(strokeWidth=1.5)
+    numbers = [alt.Tooltip(f"{c}:Q", format=".2f") for c in ("ratio", "predicted", "slope")]
+    points = base.mark_point(filled=True, size=80).encode(
+        x=x, y=y, shape=_by_rung(names)["shape"], tooltip=["rung:N", "λ", *numbers]
+    )
+    return alt.layer(
+        diagonal,
+        bars.encode(x=x, y="low:Q", y2="high:Q"),
+        bars.encode(y=y, x="predicted_low:Q", x2="predicted_high:Q"),
+        points.add_params(chosen),
+    ).properties(
+        width=1.4 * WIDTH,
+        height=1.4 * WIDTH,
+        title="Ratio of the changes: measured, and by the counts",
+        description="Scatter of the measured ratio of the balanced to the average change against the ratio that the counts give at the "
+        "fitted slope, a colour a weight decay and a shape a rung, with intervals and the diagonal",
+    )
+
+
+#: Changes of `ladder.effects` in the order of a legend.
+_CHANGES = {
+    "low": ("low-frequency types", "#d55e00"),
+    "average": ("average", "#202020"),
+    "high": ("high-frequency types", "#0072b2"),
+}
+
+
+def effects(table: pd.DataFrame, weight_decay: float) -> alt.LayerChart:
+    """What λ changes (y, nats) against how far λ = 0 lies above the floor (x, nats, log), with intervals over seeds.
+
+    `table`: rung, excess_average and low, average, high, each with _low and _high, as `ladder.effects` makes them. A column of points
+    is a rung, named above it. Above the line at 0 weight decay harms.
+    """
+    long = pd.concat(
+        table[["rung", "excess_average"]].assign(
+            change=label, mean=table[name], low=table[f"{name}_low"], high=table[f"{name}_high"]
+        )
+        for name, (label, _) in _CHANGES.items()
+    )
+    labels, colours = zip(*_CHANGES.values(), strict=True)
+    base = alt.Chart(long).encode(
+        x=alt.X(
+            **_log("excess_average:Q", "average loss at λ = 0 above the floor (nats)")
+            | {"scale": alt.Scale(type="log", nice=False, padding=30)}
+        ),
+        color=alt.Color("change:N", sort=labels, title=None).scale(domain=labels, range=colours),
+        tooltip=["rung:N", "change:N", *_statistics(long)],
+    )
+    y = alt.Y("mean:Q", title=f"change of the training loss, λ 0 → {weight_decay:g} (nats)")
+    zero = alt.Chart().mark_rule(color="#888888", strokeDash=[3, 3]).encode(y=alt.datum(0))
+    names = (
+        base.transform_aggregate(n="count()", groupby=["rung", "excess_average"])
+        .mark_text(angle=300, align="left", dx=4, fontSize=11)
+        .encode(y=alt.value(0), text="rung:N", color=alt.value("#404040"), tooltip=alt.value(None))
+    )
+    points = base.mark_point(filled=True, size=70, opacity=1).encode(
+        y=y, shape=alt.Shape("change:N", sort=labels, title=None).scale(domain=labels)
+    )
+    return alt.layer(
+        zero, base.mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q"), points, names, data=long
+    ).properties(
+        width=2 * WIDTH,
+        height=1.2 * HEIGHT,
+        title="What weight decay changes, by how far the text is memorised",
+        description="Points of the change of the loss of low-frequency types, of high-frequency types and of the average against how far "
+        "the loss at weight decay 0 lies above the floor, with intervals over seeds",
+    )
+
+
+def predictions(table: pd.DataFrame, paper: tuple[float, float, float]) -> alt.LayerChart:
+    """Ratio predicted for each panel (x, log) with its interval; a band is the ratio that the paper printed, as rounding leaves it.
+
+    `table`: panel, ratio, low, high, as `ladder.predictions` makes them. `paper`: value, low, high (`claims.paper_ratio`).
+    """
+    order = table["panel"].tolist()
+    x = alt.X(**_log("ratio:Q", "Δ token-balanced / Δ average, λ 0 → 1", "~g", [1, 2, 3, 5, 10, 20, 50]))
+    x.scale = alt.Scale(type="log", nice=False, padding=12)
+    base = alt.Chart(table).encode(y=alt.Y("panel:N", sort=order, title=None, axis=alt.Axis(labelLimit=240)))
+    colour = alt.Color("source:N", title=None).scale(range=["#d55e00"]).legend(labelLimit=400, orient="bottom")
+    source = f"paper, OpenELM-270M: {paper[0]:.1f} by rounded numbers"
+    band = (
+        alt.Chart(pd.DataFrame([{"source": source, "low": paper[1], "high": paper[2]}]))
+        .mark_rect(opacity=0.35)
+        .encode(
+            x=alt.X("low:Q"),
+            x2="high:Q",
+            color=colour,
+        )
+    )
+    numbers = [alt.Tooltip(f"{c}:Q", format=".2f") for c in ("ratio", "low", "high")]
+    return alt.layer(
+        band,
+        base.mark_rule(strokeWidth=2, color="#0072b2").encode(x=alt.X("low:Q"), x2="high:Q"),
+        base.mark_point(filled=True, size=90, opacity=1, color="#0072b2").encode(x=x, tooltip=["panel:N", *numbers]),
+    ).properties(
+        width=1.6 * WIDTH,
+        height=alt.Step(34),
+        title="Predicted before any panel was run",
+        description="Points of the ratio predicted for each panel with its prediction interval, beside a band at the paper's ratio",
+    )
+
+
 def norms_by_frequency(norms: pd.DataFrame, title: str = "Norms of embedding rows by frequency") -> alt.FacetChart:
     """Norm of embedding rows (y) by frequency bin (x): median as a line, 10th to 90th percentile as a band, a colour per model.
 

@@ -391,6 +391,25 @@ class ScaleParams(Parameters):
     layout: PathName = Field(
         "results/paper-layout", min_length=1, description="tables of the paper's tokenizer, sequences and counts"
     )
+    ladder: PathNames = Field(
+        ["results/ladder-1029", "results/ladder-4101", "results/lambda-memorising", "results/imdb-small"],
+        min_length=1,
+        description="results at several sizes, of which those predict that were memorised",
+    )
+    effects: PathName = Field(
+        "results/effects", min_length=1, description="results of variants from far above the floor to near it"
+    )
+    memorised: PathName = Field(
+        "results/ladder-1029",
+        min_length=1,
+        description="results on the same counts, memorised, where all parameters decay",
+    )
+    eras: PathName = Field(
+        "results/ladder-1029-variants",
+        min_length=1,
+        description="results with variant matrices, what today's Trainer decays",
+    )
+    effects_weight_decay: float = Field(0.3, gt=0, description="λ compared with none where effects are told apart")
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
 
 

@@ -9,6 +9,7 @@ what is measured is the slope a, what is predicted for other counts is the ratio
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from fairlm_utils.runs import Results
 MEMORISED = 0.01
 #: Smallest number of frequency bins that a slope is fitted to: two always lie on a line.
 MIN_BINS = 3
-#: Rise of the balanced loss, in nats, at which slopes are compared between sizes: the paper's 0.097 within a factor of 3.
+#: Rise of the balanced loss, in nats, at which slopes are compared between sizes: the paper's, λ 0 → 1 (`claims.PAPER_TABLE_1`).
+PAPER_RISE = 0.097
+#: What stands in for it where no two λ bracket it: within a factor of 3.
 #: Below it seeds and unfinished optimisation weigh in, above it the loss of rare types nears its limit and the slope grows.
 COMPARABLE_RISE = (0.03, 0.3)
 _GROUP = ("model", "variant", "weight_decay")
@@ -227,56 +230,86 @@ def excess(results: Results) -> pd.DataFrame:
     return above.groupby(keys, sort=False, as_index=False)[["excess_average", "excess_balanced"]].mean()
 
 
-def rungs(
-    experiments: Mapping[str, Results], rise: tuple[float, float] = COMPARABLE_RISE, confidence: float = 0.95
-) -> pd.DataFrame:
-    """The slope of every size tried, a row a rung (experiment, model and variant) and λ: what `predict_ratio` takes.
-
-    `ratios` of the λ whose balanced loss rises by `rise` nats, with `slope_sd` over seeds and `excess_average` of λ = 0.
-    """
-    frames = []
+def rungs(experiments: Mapping[str, Results]) -> dict[str, Results]:
+    """Every size tried: the tables of each model and variant that has a run at λ = 0, by the experiment's and their names."""
+    found = {}
     for name, results in experiments.items():
-        table = ratios(results, confidence)
-        keys = [k for k in ("model", "variant") if k in table]
-        sd = slopes(results).groupby([*keys, "weight_decay"], as_index=False)["slope"].std()
-        table = table.merge(sd.rename(columns={"slope": "slope_sd"}), on=[*keys, "weight_decay"]).merge(
-            excess(results), on=keys
-        )
-        rung = table[keys].astype(str).agg(" ".join, axis=1)
-        frames.append(table.assign(rung=name + " " + rung)[table["added_balanced"].between(*rise)])
-    return pd.concat(frames, ignore_index=True)
+        keys = [k for k in ("model", "variant") if k in results.totals]
+        varied = [k for k in keys if results.totals[k].nunique() > 1]
+        zero = results.totals[results.totals["weight_decay"] == 0]
+        for _, key in zero[keys].drop_duplicates().iterrows():
+            tables = {}
+            for table in ("totals", "bins", "classes", "counts"):
+                frame = getattr(results, table)
+                of_rung = np.logical_and.reduce([frame[k] == key[k] for k in keys if k in frame] or [frame.index >= 0])
+                tables[table] = frame[of_rung].drop(columns="variant", errors="ignore")
+            found[" ".join([name, *key[varied]]).strip()] = replace(results, **tables)
+    return found
+
+
+def rung_slopes(
+    rungs: Mapping[str, Results], rise: float = PAPER_RISE, near: tuple[float, float] = COMPARABLE_RISE
+) -> pd.DataFrame:
+    """Slopes by count of every rung at the same effect, a row a seed: what `predict_ratio` takes.
+
+    The slope grows with λ, so each seed's is taken where λ raises its balanced loss by `rise` nats: linear in the logarithm
+    of the rise between the two λ that bracket it; else that of the λ nearest to it among those with a rise within `near`,
+    else empty. Columns: rung, seed, slope, `rise` of the slope taken, excess_average of λ = 0 (mean over seeds) and whether
+    that is `memorised`.
+    """
+    rows = []
+    for name, results in rungs.items():
+        above = excess(results)["excess_average"].iloc[0]
+        known = slopes(results).merge(balanced_rise(results), on=["weight_decay", "seed"])
+        known = known[known["slope"].notna() & (known["rise"] > 0)].sort_values("rise", ignore_index=True)
+        for seed in np.sort(results.totals["seed"].unique()):
+            one = known[known["seed"] == seed]
+            comparable = one[one["rise"].between(*near)]
+            slope, taken = np.nan, np.nan
+            if one["rise"].min() <= rise <= one["rise"].max():
+                slope, taken = np.interp(np.log(rise), np.log(one["rise"]), one["slope"]), rise
+            elif len(comparable):
+                slope, taken = comparable.loc[np.log(comparable["rise"] / rise).abs().idxmin(), ["slope", "rise"]]
+            rows.append((name, seed, slope, taken, above, above <= MEMORISED))
+    return pd.DataFrame(rows, columns=["rung", "seed", "slope", "rise", "excess_average", "memorised"])
+
+
+def balanced_rise(results: Results) -> pd.DataFrame:
+    """By how much λ raises the token-balanced training loss of a rung (nats): weight_decay, seed, rise."""
+    training = results.totals[results.totals["split"] == "training"]
+    changed = metrics.changes(training, "token_balanced_loss").rename(columns={"difference": "rise"})
+    return changed[["weight_decay", "seed", "rise"]]
 
 
 def predict_ratio(
-    rungs: pd.DataFrame, n_train: ArrayLike, n_types: ArrayLike, confidence: float = 0.95
+    slopes: pd.DataFrame, n_train: ArrayLike, n_types: ArrayLike, confidence: float = 0.95
 ) -> dict[str, float]:
-    """What the slopes of `rungs` predict for one run on other counts: slope and ratio, with *prediction* intervals.
+    """What the slopes of rungs (`rung_slopes`) predict for one run on other counts: slope and ratio, with *prediction* intervals.
 
-    The slope of a rung is the mean over its λ; that of a new one is expected at their mean m, with variance
-    s²(1 + 1/k) + w²: s² between the k rungs' slopes, w² between seeds of a rung and λ, so that both count, and Student's t
-    with k − 1 degrees of freedom. `count_ratio` rises with the slope, so the ratio's interval is that of the slope mapped
-    through it. Returns slope, slope_low, slope_high, ratio, low, high, n_rungs.
+    The slope of a rung is the mean over its seeds; that of a new one is expected at their mean m, with variance
+    s²(1 + 1/k) + w²: s² between the k rungs' slopes, w² between seeds of a rung, so that both count, and Student's t with
+    k − 1 degrees of freedom. `count_ratio` rises with the slope, so the ratio's interval is that of the slope mapped through
+    it. Returns slope, slope_low, slope_high, ratio, low, high, n_rungs.
 
     Raises ValueError for a rung that had not memorised its text at λ = 0 (excess_average > `MEMORISED`, or unknown): where
     capacity or training does not suffice λ moves loss between types, and no power law of the count is measured. And for
     fewer than two rungs, which say nothing of how a slope changes with size.
     """
-    fitted = rungs[rungs["slope"].notna()]
+    fitted = slopes[slopes["slope"].notna()]
     if len(other := fitted[~(fitted["excess_average"] <= MEMORISED)]):
         said = ", ".join(f"{r.rung} ({r.excess_average:.3f})" for r in other.drop_duplicates("rung").itertuples())
         raise ValueError(
             f"not memorised: λ = 0 ends more than {MEMORISED:g} nats above the floor in {said}; train longer or leave out"
         )
-    by_rung = fitted.groupby("rung")["slope"].mean()
-    k = len(by_rung)
+    by_rung = fitted.groupby("rung")["slope"]
+    k = by_rung.ngroups
     if k < 2:
         raise ValueError(f"a prediction needs slopes of at least two rungs, and there are {k}")
-    variance = by_rung.var() * (1 + 1 / k) + np.nan_to_num((fitted["slope_sd"] ** 2).mean())
+    variance = by_rung.mean().var() * (1 + 1 / k) + np.nan_to_num(by_rung.var().mean())
     half = stats.t.ppf((1 + confidence) / 2, k - 1) * np.sqrt(variance)
-    slope = by_rung.mean() + half * np.array([0.0, -1.0, 1.0])
-    found = dict(zip(_SLOPE, slope, strict=True))
+    slope = by_rung.mean().mean() + half * np.array([0.0, -1.0, 1.0])
     return {
-        **found,
+        **dict(zip(_SLOPE, slope, strict=True)),
         **dict(zip(_RATIO, count_ratio(n_train, slope, n_types), strict=True)),
         "n_rungs": k,
     }

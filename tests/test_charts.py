@@ -72,6 +72,23 @@ ALL = {
             columns=["layout", "measure", "source", "value"],
         )
     ),
+    "added_by_count": charts.added_by_count(
+        grid(rung=["a", "b"], n_train=[1.0, 9.0]).assign(weight_decay=0.5, fitted=lambda f: f["mean"])
+    ),
+    "ratio_by_counts": charts.ratio_by_counts(
+        grid(rung=["a", "b"], weight_decay=[0.1, 0.5]).assign(
+            ratio=2.0, low=0.1, high=30.0, predicted=1.9, predicted_low=1.8, predicted_high=2.0, slope=0.4
+        )
+    ),
+    "effects": charts.effects(
+        pd.DataFrame({"rung": ["10 epochs", "59 epochs"], "excess_average": [4.0, 0.01]}).assign(
+            **{f"{name}{end}": 0.1 for name in ("low", "average", "high") for end in ("", "_low", "_high")}
+        ),
+        0.3,
+    ),
+    "predictions": charts.predictions(
+        pd.DataFrame({"panel": ["b", "a"], "ratio": 5.0, "low": 2.0, "high": 9.0}), (5.7, 5.3, 6.1)
+    ),
     "norms_by_frequency": charts.norms_by_frequency(
         grid(label=["a"], bin_low=[1, 3]).assign(bin="1–2", median=1.0, p10=0.5, p90=2.0, matrix="input")
     ),
@@ -173,7 +190,18 @@ def test_the_line_of_chance_spans_each_panel_of_the_learning_curves():
 
 
 @pytest.mark.parametrize(
-    "name", ["figure_1", "figure_3", "by_bin", "learning_curves", "theory_loss", "theory_fit", "hurt_tokens", "floors"]
+    "name",
+    [
+        "figure_1",
+        "figure_3",
+        "by_bin",
+        "learning_curves",
+        "theory_loss",
+        "theory_fit",
+        "hurt_tokens",
+        "floors",
+        "effects",
+    ],
 )
 def test_losses_have_their_unit(name):
     assert any("nats" in str(title) for title in find(ALL[name].to_dict(), "title"))

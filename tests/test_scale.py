@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from fairlm_utils import metrics, scale
+from fairlm_utils.claims import PAPER_TABLE_1
 from fairlm_utils.params import TrainingParams
 from fairlm_utils.runs import Results
 
@@ -157,7 +158,7 @@ def test_counts_are_those_of_the_variant():
 
 
 def predict(*slopes: float, above: float = 0.004) -> dict[str, float]:
-    table = scale.rungs({f"rung {a}": experiment(slope=a, above=above) for a in slopes})
+    table = scale.rung_slopes(scale.rungs({f"rung {a}": experiment(slope=a, above=above) for a in slopes}))
     return scale.predict_ratio(table, WIDE["n_train"], WIDE["n_types"])
 
 
@@ -171,11 +172,50 @@ def test_a_prediction_carries_what_rungs_and_seeds_differ_by():
 
 
 def test_a_prediction_takes_memorised_rungs_alone_and_more_than_one():
-    with pytest.raises(ValueError, match=r"not memorised: .*rung 0.3 qwen2-tiny \(0.020\)"):
+    with pytest.raises(ValueError, match=r"not memorised: .*rung 0.3 \(0.020\)"):
         predict(0.3, 0.4, above=0.02)
     with pytest.raises(ValueError, match="at least two rungs, and there are 1"):
         predict(0.4)
-    assert len(scale.rungs({"too much": experiment(rise=9.0)})) == 0
+
+
+def curved(*rises: float) -> Results:
+    """One seed whose balanced loss rises by `rises` at λ = 1, 2, …, with slope 0.2 at λ = 1 and 0.3 more at each λ beyond."""
+    n, m = (NARROW[c].to_numpy() for c in ("n_train", "n_types"))
+    plain = experiment(weight_decays=(0.0, *range(1, len(rises) + 1)), slopes_of_seeds=(0.0,))
+    bins, totals = plain.bins.copy(), plain.totals.copy()
+    for w, rise in enumerate(rises, 1):
+        shape = n ** -(0.2 + 0.3 * (w - 1))
+        bins.loc[bins["weight_decay"] == w, "loss"] = 0.054 + rise * shape / (shape @ m / m.sum())
+        at = (totals["weight_decay"] == w) & (totals["split"] == "training")
+        totals.loc[at, "token_balanced_loss"] = 0.054 + rise
+    return replace(plain, bins=bins, totals=totals)
+
+
+def test_slopes_of_rungs_are_compared_at_the_same_rise():
+    """Half way in the logarithm between two λ that bracket it, else the nearest comparable λ, else none."""
+    paper = PAPER_TABLE_1["token_balanced_loss"].diff().iloc[-1]
+    assert pytest.approx(paper) == scale.PAPER_RISE
+    rises = {"bracketed": (0.097 / 4, 0.097 * 4), "below": (0.01, 0.05), "none": (0.001, 0.01), "above": (0.2, 0.9)}
+    table = scale.rung_slopes(scale.rungs({name: curved(*r) for name, r in rises.items()})).set_index("rung")
+    assert table["slope"].tolist() == pytest.approx([0.35, 0.5, np.nan, 0.2], nan_ok=True)
+    assert table["rise"].tolist() == pytest.approx([0.097, 0.05, np.nan, 0.2], nan_ok=True)
+    assert table["memorised"].all()
+
+
+def test_a_rung_is_a_model_and_variant_with_a_run_at_0():
+    one, other = experiment(), experiment(counts=WIDE, weight_decays=(1.0,))
+    assert list(scale.rungs({"a": one, "b": other})) == ["a"]
+
+    def both(name: str) -> pd.DataFrame:
+        tables = ((one, "narrow"), (experiment(counts=WIDE), "wide"))
+        return pd.concat([getattr(r, name).assign(variant=v) for r, v in tables], ignore_index=True)
+
+    together = replace(one, **{name: both(name) for name in ("totals", "bins", "classes", "counts")})
+    found = scale.rungs({"c": together})
+    assert list(found) == ["c narrow", "c wide"] and found["c wide"].counts.equals(found["c wide"].counts[WIDE.columns])
+    assert scale.ratios(found["c wide"])["predicted"].item() == pytest.approx(
+        scale.ratios(experiment(counts=WIDE))["predicted"].item()
+    )
 
 
 def test_the_sheet_says_what_sets_an_experiment_beside_others():

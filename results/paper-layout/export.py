@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fairlm_utils.corpora import load_corpus
 from fairlm_utils.floor import memoriser_sums
+from fairlm_utils.metrics import count_histogram
 from fairlm_utils.params import CorpusParams
 from fairlm_utils.runs import write_table
 from fairlm_utils.scale import count_ratio
@@ -152,8 +153,8 @@ def panels(
             bound = {"balanced_accuracy_bound": accuracy_bound(inputs, labels, sums[:, 0])}
             floors.append({**named, "n_sequences": len(inputs), **floor_row(sums), **bound})
             if layout in ("first", "packed"):
-                n_train, n_types = np.unique(sums[sums[:, 0] > 0, 0].astype(int), return_counts=True)
-                histograms.append(pd.DataFrame({**named, "n_train": n_train, "n_types": n_types}))
+                counts = count_histogram(sums[:, 0].astype(int))
+                histograms.append(pd.DataFrame(named, index=counts.index).join(counts))
     return pd.DataFrame(floors), pd.concat(histograms)
 
 
