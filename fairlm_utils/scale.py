@@ -235,7 +235,7 @@ def rungs(experiments: Mapping[str, Results]) -> dict[str, Results]:
     found = {}
     for name, results in experiments.items():
         keys = [k for k in ("model", "variant") if k in results.totals]
-        varied = [k for k in keys if results.totals[k].nunique() > 1]
+        varied = [k for k in keys if k == "variant" or results.totals[k].nunique() > 1]
         zero = results.totals[results.totals["weight_decay"] == 0]
         for _, key in zero[keys].drop_duplicates().iterrows():
             tables = {}

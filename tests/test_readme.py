@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import papermill
 import pytest
 import yaml
@@ -86,6 +87,20 @@ def test_what_is_said_of_scale_is_computed():
     assert f"narrow counts give {row['predicted']:.1f} too" in text
     ratio, low, high = claims.paper_ratio()
     assert f"where the paper has {ratio:.1f} [{low:.1f}, {high:.1f} by rounding]" in text
+
+
+def test_what_is_said_of_the_papers_models_is_what_the_tables_say():
+    text = " ".join(README.split())
+    floors = pd.read_csv(ROOT / "results" / "paper-layout" / "floors.csv")
+    first = floors[(floors["corpus"] == "imdb") & (floors["layout"] == "first")].iloc[0]
+    assert f"{first['average_loss']:.3f} nats and {first['token_balanced_accuracy']:.2%}".replace("%", " %") in text
+    panel = pd.read_csv(ROOT / "results" / "scale" / "predictions.csv").set_index("panel").loc["openelm-270m-imdb"]
+    assert (
+        f"a ratio of {panel['ratio']:.1f} with a 95 % prediction interval of {panel['low']:.1f} to {panel['high']:.1f}"
+        in text
+    )
+    assert f"the predictions](results/scale/README.md) of {panel['made']}" in text
+    assert f"(the paper: {claims.paper_ratio()[0]:.1f})" in text and panel["n_rungs"] == 4
 
 
 def test_the_verdict_on_the_theory_is_what_its_notebook_computed():

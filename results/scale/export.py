@@ -1,21 +1,28 @@
-"""Write predictions.csv of this folder from the committed ladder: `python results/scale/export.py`."""
+"""Write predictions.csv and ratios.png of this folder from the committed ladder: `python results/scale/export.py`."""
 
 import datetime
 from pathlib import Path
 
-from fairlm_utils import ladder, layout, scale
+from fairlm_utils import charts, ladder, layout, scale
 from fairlm_utils.params import ScaleParams
-from fairlm_utils.runs import PROJECT, enter_project, load_results, write_table
+from fairlm_utils.runs import PROJECT, atomic_path, enter_project, load_results, write_table
+
+FOLDER = PROJECT / "results" / "scale"
 
 
 def export() -> None:
-    """The predicted ratio of each panel in params/paper, with the date of its making."""
+    """The predicted ratio of each panel in params/paper, with the date of its making, and the picture of what it rests on."""
     p = ScaleParams()
     enter_project()
-    slopes = scale.rung_slopes(scale.rungs({Path(f).name: load_results(f) for f in p.ladder}))
-    found = ladder.predictions(slopes, layout.read_tables(p.layout)["counts"], ladder.panel_files(), p.confidence)
+    rungs = scale.rungs({Path(f).name: load_results(f) for f in p.ladder})
+    found = ladder.predictions(
+        scale.rung_slopes(rungs), layout.read_tables(p.layout)["counts"], ladder.panel_files(), p.confidence
+    )
     made = datetime.date.today().isoformat()
-    write_table(PROJECT / "results" / "scale" / "predictions.csv", found.assign(made=made))
+    write_table(FOLDER / "predictions.csv", found.assign(made=made))
+    picture, *_ = charts.png(charts.ratio_by_counts(ladder.ratios(rungs, p.confidence)))
+    with atomic_path(FOLDER / "ratios.png") as temporary:
+        temporary.write_bytes(picture)
 
 
 if __name__ == "__main__":
