@@ -223,7 +223,10 @@ def test_a_sweep_that_ends_early_leaves_no_process_behind(miniature, tmp_path, h
     known = miniature(experiment="ended", runs_dir=str(tmp_path / "runs"), steps=10**5, window_steps=10**4)
     path = tmp_path / "ended.yaml"
     path.write_text(yaml.safe_dump({k: v for k, v in known.model_dump().items() if k != "variant"}))
-    command = [sys.executable, "-m", "fairlm_utils.sweep", str(path), "--workers", "1"]
+    # as in a terminal: what a shell's `&` starts ignores the signal
+    as_in_a_terminal = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{as_in_a_terminal}; import sys; from fairlm_utils.sweep import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, str(path), "--workers", "1"]
     started = subprocess.Popen(command, cwd=runs.PROJECT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     worker = _at_work(known, started.pid)
     os.killpg(started.pid, how)  # as a terminal does for Ctrl-C
