@@ -190,7 +190,7 @@ class TrainingParams(TokenizationParams):
     model: PathName = Field(
         "qwen2-tiny", description="a name of fairlm_utils.models.REGISTRY, a config JSON file, or a Hub id"
     )
-    weight_decay: float = Field(0.1, ge=0, description="AdamW decoupled weight decay λ")
+    weight_decay: float = Field(0.3, ge=0, description="AdamW decoupled weight decay λ")
     decayed_parameters: DecayedParameters = Field(
         "all",
         description="what λ acts on: all, matrices, no-embedding, no-embedding-nor-norms, embedding, head or norms",

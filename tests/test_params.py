@@ -136,6 +136,11 @@ def test_every_experiment_file_is_valid_and_every_line_commented(file):
         )
 
 
+def test_what_a_notebook_trains_by_default_is_a_run_of_the_quick_experiment():
+    quick = params.expand(params.read(ROOT / "params" / "quick.yaml"))
+    assert EvaluationParams().run_id() in {p.run_id() for p in quick} and EvaluationParams().experiment == "quick"
+
+
 @pytest.mark.parametrize("name", params.NOTEBOOKS)
 def test_the_parameters_cell_repeats_its_class(name):
     cell = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
