@@ -34,7 +34,7 @@ def run(miniature):
 
 
 def test_a_run_keeps_its_parameters_and_origin(run, miniature):
-    assert runs.read_json(run / "params.json")["weight_decay"] == 0.1
+    assert runs.read_json(run / "params.json")["weight_decay"] == miniature().weight_decay == 0.3
     provenance = runs.read_json(run / "provenance.json")
     assert provenance["packages"]["torch"] and provenance["corpus"]["fingerprint"] and provenance["n_threads"] == 1
     assert not (run / "checkpoints").exists()
