@@ -597,9 +597,9 @@ def ratio_by_counts(table: pd.DataFrame) -> alt.LayerChart:
 
 #: Changes of `ladder.effects` in the order of a legend.
 _CHANGES = {
-    "low": ("low-frequency types", "#d55e00"),
+    "low": ("low-frequency types", CLASS_COLOURS["low"]),
     "average": ("average", "#202020"),
-    "high": ("high-frequency types", "#0072b2"),
+    "high": ("high-frequency types", CLASS_COLOURS["high"]),
 }
 
 
