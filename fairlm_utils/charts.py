@@ -646,35 +646,51 @@ def effects(table: pd.DataFrame, weight_decay: float) -> alt.LayerChart:
 
 
 def predictions(table: pd.DataFrame, paper: tuple[float, float, float]) -> alt.LayerChart:
-    """Ratio predicted for each panel (x, log) with its interval; a band is the ratio that the paper printed, as rounding leaves it.
+    """Ratio predicted for each panel (x, log) by either law, with its interval; a band is the paper's ratio, as rounding leaves it.
 
-    `table`: panel, ratio, low, high, as `ladder.predictions` makes them. `paper`: value, low, high (`claims.paper_ratio`).
+    `table`: panel, ratio, low, high, bent, bent_low, bent_high, as `ladder.predictions` makes them. `paper`: value, low, high
+    (`claims.paper_ratio`).
     """
-    order = table["panel"].tolist()
+    laws = {
+        "one slope": ["ratio", "low", "high"],
+        "two slopes, below and beyond a count of 27": ["bent", "bent_low", "bent_high"],
+    }
+    frame = pd.concat(
+        [
+            table[["panel", *c]].set_axis(["panel", "ratio", "low", "high"], axis=1).assign(law=n)
+            for n, c in laws.items()
+        ]
+    )
+    y = alt.Y("panel:N", sort=table["panel"].tolist(), title=None, axis=alt.Axis(labelLimit=240))
     x = alt.X(**_log("ratio:Q", "Δ token-balanced / Δ average, λ 0 → 1", "~g", [1, 2, 3, 5, 10, 20, 50]))
     x.scale = alt.Scale(type="log", nice=False, padding=12)
-    base = alt.Chart(table).encode(y=alt.Y("panel:N", sort=order, title=None, axis=alt.Axis(labelLimit=240)))
-    colour = alt.Color("source:N", title=None).scale(range=["#d55e00"]).legend(labelLimit=400, orient="bottom")
+    law = alt.Color("law:N", title=None, sort=list(laws)).scale(range=["#0072b2", "#009e73"])
+    law = law.legend(orient="bottom", labelLimit=400)
+    base = alt.Chart(frame).encode(y=y, yOffset=alt.YOffset("law:N", sort=list(laws)), color=law)
     source = f"paper, OpenELM-270M: {paper[0]:.1f} by rounded numbers"
     band = (
         alt.Chart(pd.DataFrame([{"source": source, "low": paper[1], "high": paper[2]}]))
         .mark_rect(opacity=0.35)
         .encode(
-            x=alt.X("low:Q"),
+            x="low:Q",
             x2="high:Q",
-            color=colour,
+            fill=alt.Fill("source:N", title=None).scale(range=["#d55e00"]).legend(labelLimit=400, orient="bottom"),
         )
     )
     numbers = [alt.Tooltip(f"{c}:Q", format=".2f") for c in ("ratio", "low", "high")]
-    return alt.layer(
-        band,
-        base.mark_rule(strokeWidth=2, color="#0072b2").encode(x=alt.X("low:Q"), x2="high:Q"),
-        base.mark_point(filled=True, size=90, opacity=1, color="#0072b2").encode(x=x, tooltip=["panel:N", *numbers]),
-    ).properties(
-        width=1.6 * WIDTH,
-        height=alt.Step(34),
-        title="Predicted before any panel was run",
-        description="Points of the ratio predicted for each panel with its prediction interval, beside a band at the paper's ratio",
+    return (
+        alt.layer(
+            band,
+            base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q"),
+            base.mark_point(filled=True, size=90, opacity=1).encode(x=x, tooltip=["panel:N", "law:N", *numbers]),
+        )
+        .resolve_scale(fill="independent")
+        .properties(
+            width=1.6 * WIDTH,
+            height=alt.Step(20),
+            title="Predicted before any panel was run",
+            description="Points of the ratio predicted for each panel by either law with intervals, beside a band at the paper's ratio",
+        )
     )
 
 
@@ -1061,14 +1077,14 @@ def theory_loss(frame: pd.DataFrame, thresholds: pd.DataFrame) -> alt.HConcatCha
 
 
 def theory_fit(frame: pd.DataFrame) -> alt.FacetChart:
-    """Measured loss by frequency bin (points, nats) with the theory's fitted curve (line) against n_k, a panel a λ.
+    """Measured loss above the floor by frequency bin (points, nats) with the theory's fitted curve (line) against n_k, a panel a λ.
 
     `frame`: n_k, weight_decay, measured, fitted; model if there are several.
     """
     frame = _labelled(frame).assign(panel=lambda f: "λ = " + f["λ"])
     base = alt.Chart().encode(x=alt.X(**_log("n_k:Q", "mean count n_k")))
     tooltip = ["n_k:Q", "λ", alt.Tooltip("measured:Q", format=".4f"), alt.Tooltip("fitted:Q", format=".4f")]
-    y = alt.Y("fitted:Q", title="training loss (nats)", scale=alt.Scale(zero=True))
+    y = alt.Y("fitted:Q", title="training loss above its floor (nats)", scale=alt.Scale(zero=True))
     line = base.mark_line(color="#d55e00", strokeWidth=2).encode(y=y)
     points = base.mark_point(filled=True, size=50, color="#0072b2").encode(y=alt.Y("measured:Q"), tooltip=tooltip)
     layered = alt.layer(line, points, data=frame).properties(width=100, height=150)

@@ -31,7 +31,8 @@ from fairlm_utils.tokenization import cache_dir, tokenize_corpus
 GO_ON = 75
 #: What a folder that travels may hold, in bytes.
 MAX_FOLDER_BYTES = 64 * 2**20
-#: Ratios Δ token-balanced / Δ average predicted for each panel before any was run: columns panel, ratio, low, high.
+#: Ratios Δ token-balanced / Δ average predicted for each panel before any was run: columns panel, ratio, low, high and, with
+#: two slopes by count, bent, bent_low, bent_high.
 PREDICTIONS = "results/scale/predictions.csv"
 _PANEL = {"weight_decay": "[0.0, 1.0]", "seed": "[0]"}
 
@@ -146,9 +147,12 @@ def compared(totals: pd.DataFrame, panel: str, predictions: Path) -> str:
     known = pd.read_csv(predictions).set_index("panel") if predictions.exists() else pd.DataFrame()
     if panel not in known.index:
         return f"{said}; {PREDICTIONS} has no prediction for {panel} to compare with"
-    predicted, low, high = known.loc[panel, ["ratio", "low", "high"]]
-    where = "below" if ratio < low else "above" if ratio > high else "within"
-    return f"{said}; predicted {predicted:.2f} [{low:.2f}, {high:.2f}]: {where} the interval"
+    parts = []
+    for law, columns in (("one slope", ["ratio", "low", "high"]), ("two slopes", ["bent", "bent_low", "bent_high"])):
+        predicted, low, high = known.loc[panel, columns]
+        where = "below" if ratio < low else "above" if ratio > high else "within"
+        parts.append(f"{predicted:.2f} [{low:.2f}, {high:.2f}] by {law}: {where} the interval")
+    return f"{said}; predicted {'; '.join(parts)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

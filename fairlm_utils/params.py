@@ -392,7 +392,14 @@ class ScaleParams(Parameters):
         "results/paper-layout", min_length=1, description="tables of the paper's tokenizer, sequences and counts"
     )
     ladder: PathNames = Field(
-        ["results/ladder-1029", "results/ladder-4101", "results/lambda-memorising", "results/imdb-small"],
+        [
+            "results/ladder-1029",
+            "results/ladder-4101",
+            "results/ladder-8197",
+            "results/ladder-8197-124k",
+            "results/lambda-memorising",
+            "results/imdb-small",
+        ],
         min_length=1,
         description="results at several sizes, of which those predict that were memorised",
     )
@@ -404,10 +411,10 @@ class ScaleParams(Parameters):
         min_length=1,
         description="results on the same counts, memorised, where all parameters decay",
     )
-    eras: PathName = Field(
+    variants: PathName = Field(
         "results/ladder-1029-variants",
         min_length=1,
-        description="results with variant matrices, what today's Trainer decays",
+        description="results of variants on the same counts: architecture, width, depth, epochs; matrices, what today's Trainer decays",
     )
     effects_weight_decay: float = Field(0.3, gt=0, description="λ compared with none where effects are told apart")
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")

@@ -26,6 +26,8 @@ from fairlm_utils.runs import Results
 MEMORISED = 0.01
 #: Smallest number of frequency bins that a slope is fitted to: two always lie on a line.
 MIN_BINS = 3
+#: Count beyond which added loss falls faster (`local_slopes` of the ladder), an edge of frequency bins: where `fit_bend` bends.
+BEND = 27
 #: Rise of the balanced loss, in nats, at which slopes are compared between sizes: the paper's, λ 0 → 1 (`claims.PAPER_TABLE_1`).
 PAPER_RISE = 0.097
 #: What stands in for it where no two λ bracket it: within a factor of 3.
@@ -35,6 +37,7 @@ _GROUP = ("model", "variant", "weight_decay")
 _RATIO = ("ratio", "low", "high")
 _SLOPE = ("slope", "slope_low", "slope_high")
 _PREDICTED = ("predicted", "predicted_low", "predicted_high")
+_BENT = ("bent", "bent_low", "bent_high")
 
 
 def count_ratio(n_train: ArrayLike, a: ArrayLike, n_types: ArrayLike = 1.0) -> np.ndarray:
@@ -49,9 +52,23 @@ def count_ratio(n_train: ArrayLike, a: ArrayLike, n_types: ArrayLike = 1.0) -> n
     n, a = np.asarray(n_train, dtype=np.float64), np.asarray(a, dtype=np.float64)
     if n.size == 0 or not (n >= 1).all():
         raise ValueError("a ratio by counts needs types with n_v ≥ 1; leave out types that do not occur")
+    return _ratio_of(n ** -a[..., None], n, n_types)
+
+
+def bent_ratio(n_train: ArrayLike, below: float, beyond: float, n_types: ArrayLike = 1.0) -> float:
+    """`count_ratio` where Δℓ_v falls with slope `below` up to a count of `BEND` and with slope `beyond` from there.
+
+    >>> round(bent_ratio([1, 4, 30], 0.5, 0.5) - float(count_ratio([1, 4, 30], 0.5)), 9)
+    0.0
+    """
+    n = np.asarray(n_train, dtype=np.float64)
+    return float(_ratio_of(np.where(n < BEND, (n / BEND) ** -below, (n / BEND) ** -beyond), n, n_types))
+
+
+def _ratio_of(added: np.ndarray, n: np.ndarray, n_types: ArrayLike) -> np.ndarray:
+    """Mean over types of the added loss [..., groups] over its mean over tokens."""
     m = np.broadcast_to(np.asarray(n_types, dtype=np.float64), n.shape)
-    powers = m * n ** -a[..., None]
-    return powers.sum(-1) / m.sum() * (m * n).sum() / (n * powers).sum(-1)
+    return (m * added).sum(-1) / m.sum() * (m * n).sum() / (m * n * added).sum(-1)
 
 
 def implied_slope(n_train: ArrayLike, ratio: float, n_types: ArrayLike = 1.0) -> float:
@@ -123,8 +140,33 @@ def fit_slope(n_train: ArrayLike, added: ArrayLike, n_types: ArrayLike) -> dict[
     }
 
 
+def fit_bend(n_train: ArrayLike, added: ArrayLike, n_types: ArrayLike) -> dict[str, float]:
+    """`fit_slope` with two slopes that meet at a count of `BEND`: below, beyond.
+
+    Raises ValueError for fewer than `MIN_BINS` + 1 bins with added > 0, or fewer than two of them on either side.
+
+    >>> n = np.array([1, 4, 9, 81, 243])
+    >>> {k: round(v, 6) for k, v in fit_bend(n, np.where(n < 27, (n / 27) ** -0.3, (n / 27) ** -0.6), 1).items()}
+    {'below': 0.3, 'beyond': 0.6}
+    """
+    n, delta, w = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (n_train, added, n_types)))
+    used = delta > 0
+    x = np.log(n[used] / BEND)
+    if used.sum() <= MIN_BINS or min((x < 0).sum(), (x > 0).sum()) < 2:
+        raise ValueError(
+            f"a bend needs {MIN_BINS + 1} bins whose loss λ raises, two on either side of a count of {BEND}"
+        )
+    root = np.sqrt(w[used])
+    columns = np.stack([np.ones_like(x), -np.minimum(x, 0), -np.maximum(x, 0)])
+    (_, below, beyond), *_ = np.linalg.lstsq((columns * root).T, np.log(delta[used]) * root, rcond=None)
+    return {"below": float(below), "beyond": float(beyond)}
+
+
 def slopes(results: Results) -> pd.DataFrame:
-    """`fit_slope` of every λ > 0 and seed: keys, slope, r_squared, n_bins; a fit that is refused has no numbers."""
+    """`fit_slope` of every λ > 0 and seed: keys, slope, r_squared, n_bins, and the below and beyond of `fit_bend`.
+
+    A fit that is refused has no numbers; where only the bend is, both of its slopes are the one.
+    """
     added = added_loss(results)
     keys = [k for k in (*_GROUP, "seed") if k in added]
     rows: list[dict[str, Any]] = []
@@ -133,8 +175,12 @@ def slopes(results: Results) -> pd.DataFrame:
             fit = fit_slope(bins["n_train"], bins["added"], bins["n_types"])
         except ValueError:
             fit = {"slope": np.nan, "r_squared": np.nan, "n_bins": int((bins["added"] > 0).sum())}
-        rows.append({**dict(zip(keys, key, strict=True)), **fit})
-    return pd.DataFrame(rows, columns=[*keys, "slope", "r_squared", "n_bins"])
+        try:
+            bend = fit_bend(bins["n_train"], bins["added"], bins["n_types"])
+        except ValueError:
+            bend = dict.fromkeys(("below", "beyond"), fit["slope"])
+        rows.append({**dict(zip(keys, key, strict=True)), **fit, **bend})
+    return pd.DataFrame(rows, columns=[*keys, "slope", "r_squared", "n_bins", "below", "beyond"])
 
 
 def local_slopes(results: Results, confidence: float = 0.95) -> pd.DataFrame:
@@ -235,8 +281,11 @@ def rungs(experiments: Mapping[str, Results]) -> dict[str, Results]:
     found = {}
     for name, results in experiments.items():
         keys = [k for k in ("model", "variant") if k in results.totals]
-        varied = [k for k in keys if k == "variant" or results.totals[k].nunique() > 1]
         zero = results.totals[results.totals["weight_decay"] == 0]
+        known = (
+            "variant" in keys and (zero.groupby("variant")["model"].nunique() <= 1).all()
+        )  # a variant names its model
+        varied = [k for k in keys if k == "variant" or (results.totals[k].nunique() > 1 and not known)]
         for _, key in zero[keys].drop_duplicates().iterrows():
             tables = {}
             for table in ("totals", "bins", "classes", "counts"):
@@ -254,10 +303,10 @@ def rung_slopes(
 
     The slope grows with λ, so each seed's is taken where λ raises its balanced loss by `rise` nats: linear in the logarithm
     of the rise between the two λ that bracket it; else that of the λ nearest to it among those with a rise within `near`,
-    else empty. Columns: rung, seed, slope, `rise` of the slope taken, excess_average of λ = 0 (mean over seeds) and whether
-    that is `memorised`.
+    else empty. Columns: rung, seed, slope, the below and beyond of `fit_bend` taken likewise, `rise` of the slopes taken,
+    excess_average of λ = 0 (mean over seeds) and whether that is `memorised`.
     """
-    rows = []
+    rows, fits = [], ["slope", "below", "beyond"]
     for name, results in rungs.items():
         above = excess(results)["excess_average"].iloc[0]
         known = slopes(results).merge(balanced_rise(results), on=["weight_decay", "seed"])
@@ -265,13 +314,13 @@ def rung_slopes(
         for seed in np.sort(results.totals["seed"].unique()):
             one = known[known["seed"] == seed]
             comparable = one[one["rise"].between(*near)]
-            slope, taken = np.nan, np.nan
+            fitted, taken = [np.nan] * 3, np.nan
             if one["rise"].min() <= rise <= one["rise"].max():
-                slope, taken = np.interp(np.log(rise), np.log(one["rise"]), one["slope"]), rise
+                fitted, taken = [np.interp(np.log(rise), np.log(one["rise"]), one[c]) for c in fits], rise
             elif len(comparable):
-                slope, taken = comparable.loc[np.log(comparable["rise"] / rise).abs().idxmin(), ["slope", "rise"]]
-            rows.append((name, seed, slope, taken, above, above <= MEMORISED))
-    return pd.DataFrame(rows, columns=["rung", "seed", "slope", "rise", "excess_average", "memorised"])
+                *fitted, taken = comparable.loc[np.log(comparable["rise"] / rise).abs().idxmin(), [*fits, "rise"]]
+            rows.append((name, seed, *fitted, taken, above, above <= MEMORISED))
+    return pd.DataFrame(rows, columns=["rung", "seed", *fits, "rise", "excess_average", "memorised"])
 
 
 def balanced_rise(results: Results) -> pd.DataFrame:
@@ -289,7 +338,8 @@ def predict_ratio(
     The slope of a rung is the mean over its seeds; that of a new one is expected at their mean m, with variance
     s²(1 + 1/k) + w²: s² between the k rungs' slopes, w² between seeds of a rung, so that both count, and Student's t with
     k − 1 degrees of freedom. `count_ratio` rises with the slope, so the ratio's interval is that of the slope mapped through
-    it. Returns slope, slope_low, slope_high, ratio, low, high, n_rungs.
+    it. `bent` is the geometric mean over rungs of `bent_ratio` with the rung's own two slopes, bent_low and bent_high the
+    same interval on its logarithm. Returns slope, slope_low, slope_high, ratio, low, high, bent, bent_low, bent_high, n_rungs.
 
     Raises ValueError for a rung that had not memorised its text at λ = 0 (excess_average > `MEMORISED`, or unknown): where
     capacity or training does not suffice λ moves loss between types, and no power law of the count is measured. And for
@@ -301,16 +351,22 @@ def predict_ratio(
         raise ValueError(
             f"not memorised: λ = 0 ends more than {MEMORISED:g} nats above the floor in {said}; train longer or leave out"
         )
-    by_rung = fitted.groupby("rung")["slope"]
-    k = by_rung.ngroups
+    k = fitted["rung"].nunique()
     if k < 2:
         raise ValueError(f"a prediction needs slopes of at least two rungs, and there are {k}")
-    variance = by_rung.mean().var() * (1 + 1 / k) + np.nan_to_num(by_rung.var().mean())
-    half = stats.t.ppf((1 + confidence) / 2, k - 1) * np.sqrt(variance)
-    slope = by_rung.mean().mean() + half * np.array([0.0, -1.0, 1.0])
+
+    def of_a_new_rung(values: pd.Series) -> np.ndarray:
+        by_rung = values.groupby(fitted["rung"])
+        variance = by_rung.mean().var() * (1 + 1 / k) + np.nan_to_num(by_rung.var().mean())
+        half = stats.t.ppf((1 + confidence) / 2, k - 1) * np.sqrt(variance)
+        return by_rung.mean().mean() + half * np.array([0.0, -1.0, 1.0])
+
+    slope = of_a_new_rung(fitted["slope"])
+    bent = fitted.apply(lambda f: np.log(bent_ratio(n_train, f["below"], f["beyond"], n_types)), axis=1)
     return {
         **dict(zip(_SLOPE, slope, strict=True)),
         **dict(zip(_RATIO, count_ratio(n_train, slope, n_types), strict=True)),
+        **dict(zip(_BENT, np.exp(of_a_new_rung(bent)), strict=True)),
         "n_rungs": k,
     }
 

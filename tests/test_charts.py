@@ -87,7 +87,10 @@ ALL = {
         0.3,
     ),
     "predictions": charts.predictions(
-        pd.DataFrame({"panel": ["b", "a"], "ratio": 5.0, "low": 2.0, "high": 9.0}), (5.7, 5.3, 6.1)
+        pd.DataFrame({"panel": ["b", "a"], "ratio": 5.0, "low": 2.0, "high": 9.0}).assign(
+            bent=6.0, bent_low=4.0, bent_high=9.0
+        ),
+        (5.7, 5.3, 6.1),
     ),
     "norms_by_frequency": charts.norms_by_frequency(
         grid(label=["a"], bin_low=[1, 3]).assign(bin="1–2", median=1.0, p10=0.5, p90=2.0, matrix="input")

@@ -1,6 +1,7 @@
 """What rungs say of the paper's panels: effects, eras and predictions of experiments whose law is known."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -140,6 +141,24 @@ def test_a_rung_that_was_not_memorised_is_left_out_and_said(found):
     assert "(left out, not memorised: d)" in ladder.say_predictions(table, slopes)
 
 
+def test_a_slope_is_said_to_move_with_what_a_variant_changed(monkeypatch, tmp_path):
+    def stored(folder):
+        return {"base": experiment(slope=0.4), "steeper": experiment(slope=0.5), "unfinished": experiment(above=0.02)}[
+            folder.name
+        ]
+
+    monkeypatch.setattr(ladder, "load_results", lambda folder: stored(Path(folder)))
+    (tmp_path / "steeper").mkdir()
+    table, said = ladder.moved_of(str(tmp_path / "steeper"), "base")
+    assert table[["n_seeds", "slope", "moved", "moved_low", "moved_high"]].to_numpy().tolist() == [
+        pytest.approx([2, 0.55, 0.1, 0.1, 0.1])  # seeds at + 0 and + 0.1 of either
+    ]
+    assert "whose slope is 0.45" in said and "+0.10 [+0.10, +0.10]" in said
+    (tmp_path / "unfinished").mkdir()
+    assert "(0.020)" in ladder.moved_of(str(tmp_path / "unfinished"), "base")[1]
+    assert ladder.moved_of("results/none", "")[1] == "Not run yet: make results PARAMS=params/none.yaml."
+
+
 def test_rungs_are_tested_against_each_other():
     table = ladder.left_out(scale.rung_slopes(RUNGS))
     assert table["slope"].tolist() == pytest.approx([0.35, 0.45, 0.4]) and table["within"].all()
@@ -152,12 +171,14 @@ def test_rungs_are_tested_against_each_other():
 def test_sentences_follow_the_numbers(found):
     table, _ = found
     first = table.iloc[:1]
-    assert "needs no other explanation" in ladder.verdict(first.assign(low=5.0, high=6.0))
-    assert "says little" in ladder.verdict(first.assign(low=2.0, high=9.0))
+    assert "needs no other explanation" in ladder.verdict(first.assign(low=5.0, high=6.0, bent_low=4.0, bent_high=6.0))
+    assert "says little" in ladder.verdict(first.assign(low=2.0, high=9.0, bent_low=4.0, bent_high=6.0))
+    assert "does not account for it" in ladder.verdict(first.assign(low=5.0, high=6.0, bent_low=7.0, bent_high=9.0))
     assert "does not account for it" in ladder.verdict(first.assign(low=2.0, high=3.0))
     assert "openelm-270m-imdb below 2.00 or above 3.00" in ladder.say_refuted(first.assign(low=2.0, high=3.0))
     slopes = scale.rung_slopes(RUNGS)
-    assert "do not pin" in ladder.say_predictions(first.assign(low=2.0, high=9.0), slopes)
+    wide = first.assign(low=2.0, high=9.0, bent_low=4.0, bent_high=9.0)
+    assert "do not pin" in ladder.say_predictions(wide, slopes)
     assert "do not pin" not in ladder.say_predictions(first.assign(low=5.0, high=6.0), slopes)
     ratios = ladder.ratios(RUNGS)
     assert "in 3 pairs of rung and λ" in ladder.say_ratios(ratios).lower() and "a 0.35 at λ = 1" in ladder.say_ratios(

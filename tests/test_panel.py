@@ -167,11 +167,14 @@ def totals(average, balanced):
 
 @pytest.mark.parametrize("balanced, where", [(0.163, "within"), (0.100, "below"), (0.300, "above")])
 def test_the_ratio_is_placed_beside_its_prediction(tmp_path, balanced, where):
-    (tmp_path / "p.csv").write_text("panel,ratio,low,high,date\nother,1,1,1,x\ntiny,5.0,4.0,6.5,x\n")
-    said = panel.compared(totals((0.051, 0.068), (0.066, balanced)), "tiny", tmp_path / "p.csv")
-    assert f"ratio {(balanced - 0.066) / 0.017:.2f}" in said and said.endswith(
-        f"predicted 5.00 [4.00, 6.50]: {where} the interval"
+    (tmp_path / "p.csv").write_text(
+        "panel,ratio,low,high,bent,bent_low,bent_high\nother,1,1,1,1,1,1\ntiny,5.0,4.0,6.5,7.0,6.9,7.1\n"
     )
+    said = panel.compared(totals((0.051, 0.068), (0.066, balanced)), "tiny", tmp_path / "p.csv")
+    assert f"ratio {(balanced - 0.066) / 0.017:.2f}" in said
+    bent = "above" if where == "above" else "below"
+    assert f"predicted 5.00 [4.00, 6.50] by one slope: {where} the interval; " in said
+    assert said.endswith(f"7.00 [6.90, 7.10] by two slopes: {bent} the interval")
 
 
 def test_without_a_prediction_or_a_rise_it_says_so(tmp_path):

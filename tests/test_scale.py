@@ -178,6 +178,29 @@ def test_a_prediction_takes_memorised_rungs_alone_and_more_than_one():
         predict(0.4)
 
 
+def test_a_law_that_bends_is_fitted_and_predicts_by_its_two_slopes():
+    n = np.array([1.0, 4, 12, 40, 120, 400])
+    law = np.where(n < 27, (n / 27) ** -0.3, (n / 27) ** -0.7)
+    assert scale.fit_bend(n, 0.2 * law, [9, 5, 3, 2, 1, 1]) == pytest.approx({"below": 0.3, "beyond": 0.7})
+    assert scale.fit_bend(np.append(n, 900), [*law, -1.0], 1) == pytest.approx(
+        {"below": 0.3, "beyond": 0.7}
+    )  # left out
+    added, m = law / law.sum(), np.array([9, 5, 3, 2, 1, 1])
+    assert scale.bent_ratio(n, 0.3, 0.7, m) == pytest.approx((m @ added / m.sum()) / ((m * n) @ added / (m @ n)))
+    for few in (n[:4], n[[0, 1, 2]]):
+        with pytest.raises(ValueError, match="a bend needs 4 bins"):
+            scale.fit_bend(few, few**-0.5, 1)
+
+
+def test_where_one_slope_holds_or_no_bend_is_known_both_laws_predict_alike():
+    found = predict(0.35, 0.4, 0.3)
+    ratios = [np.log(scale.count_ratio(WIDE["n_train"], a, WIDE["n_types"])) for a in (0.35, 0.45, 0.4, 0.5, 0.3, 0.4)]
+    assert found["bent"] == pytest.approx(np.exp(np.mean(ratios))) and found["bent"] == pytest.approx(
+        found["ratio"], 0.02
+    )
+    assert found["bent_low"] < found["bent"] < found["bent_high"]
+
+
 def curved(*rises: float) -> Results:
     """One seed whose balanced loss rises by `rises` at λ = 1, 2, …, with slope 0.2 at λ = 1 and 0.3 more at each λ beyond."""
     n, m = (NARROW[c].to_numpy() for c in ("n_train", "n_types"))
