@@ -34,8 +34,8 @@ reproduce: setup ## run all notebooks on PARAMS: table, verdicts and an HTML rep
 results: setup ## as reproduce, and write the small tables to results/, to be committed
 	$(BIN)/python -m fairlm_utils.reproduce $(PARAMS) $(SET) --save-results results/$(basename $(notdir $(PARAMS)))
 
-test: setup ## unit tests, then nbval over every notebook
-	$(BIN)/python -m pytest tests fairlm_utils
+test: setup ## unit tests in WORKERS=2 processes, then nbval over every notebook
+	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile --durations 25 tests fairlm_utils
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS)
 
 lint: setup ## check style of code and notebooks, and types

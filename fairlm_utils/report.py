@@ -149,7 +149,8 @@ def write_site(folder: str | Path) -> Path:
         source: page.name
         for source, page in zip(pages, _pages(folder, {p.stem: p for p in pages.values()}).values(), strict=True)
     }
-    documents = {"README.md": "index.html", "CONTRIBUTING.md": "contributing.html"}
+    documents = {"README.md": "index.html", "CONTRIBUTING.md": "contributing.html", "CHANGELOG.md": "changelog.html"}
+    documents |= {f"{name}/README.md": f"{name}.html" for name in ("results", "params", "tests")}
     documents |= {
         f"results/{p.parent.name}/README.md": f"results-{p.parent.name}.html"
         for p in sorted((runs.PROJECT / "results").glob("*/README.md"))
@@ -172,9 +173,10 @@ def write_site(folder: str | Path) -> Path:
         for link in body.find_all("a", href=True):
             if link["href"].startswith(("https://", "#")):
                 continue
-            path = str((Path(source).parent / link["href"].rstrip("/")).as_posix())
+            name, _, anchor = link["href"].partition("#")
+            path = os.path.normpath(Path(source).parent / name)
             if path in targets:
-                link["href"] = targets[path]
+                link["href"] = targets[path] + (f"#{anchor}" if anchor else "")
             else:
                 link.unwrap()
         for cell in body.find_all("td"):  # verdicts in the colours of the report

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 PAGES = README + RESULTS
+RUNNING = (ROOT / "params" / "README.md").read_text(encoding="utf-8")
 
 
 def cells(line: str) -> list[str]:
@@ -100,7 +101,9 @@ def test_what_is_said_of_the_papers_models_is_what_the_tables_say():
         in text
     )
     assert f"the predictions](results/scale/README.md) of {panel['made']}" in text
-    assert f"(the paper: {claims.paper_ratio()[0]:.1f})" in text and panel["n_rungs"] == 4
+    assert f"or {panel['bent']:.1f} [{panel['bent_low']:.1f}, {panel['bent_high']:.1f}] with another slope" in text
+    assert f"(the paper: {claims.paper_ratio()[0]:.1f})" in text
+    assert f"{('Four', 'Five', 'Six', 'Seven')[panel['n_rungs'] - 4]} sizes of small runs" in text
 
 
 def test_the_verdict_on_the_theory_is_what_its_notebook_computed():
@@ -108,8 +111,23 @@ def test_the_verdict_on_the_theory_is_what_its_notebook_computed():
     assert re.search(r"R² ≥ 0\.9 at \d+ of \d+ values of λ > 0", notebook).group() in README
 
 
+def test_the_verdicts_in_readme_are_those_of_the_results():
+    table = README[README.index("## Verdicts") : README.index("## Two commands")]
+    found = [cells(line)[1] for line in table.splitlines() if line.startswith("|")][2:]
+    assert found == claims.claims(runs.load_results(ROOT / "results" / "imdb-small"))["verdict"].tolist()
+
+
+def test_readme_is_read_in_two_minutes():
+    assert len(README.splitlines()) <= 140
+    rows = [line for line in README.splitlines() if line.startswith("|")]
+    assert max(len(re.sub(r"\]\([^)]*\)", "]", cell)) for row in rows for cell in cells(row)) <= 60
+
+
 def test_links_and_pictures_exist():
-    for folder, page in ((ROOT, README), (ROOT / "results", RESULTS)):
+    for file in (
+        ROOT / f for f in ("README.md", "CHANGELOG.md", *(f"{d}/README.md" for d in ("results", "params", "tests")))
+    ):
+        folder, page = file.parent, file.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page):
             assert target.startswith("https://") or (folder / target).exists(), target
 
@@ -127,7 +145,7 @@ def test_every_column_and_folder_of_results_stands_on_their_page():
 
 def shell_lines() -> list[list[str]]:
     """Every command of README's shell blocks, as words."""
-    return [shlex.split(command) for command in commands(README)]
+    return [shlex.split(command) for command in commands(README + RUNNING)]
 
 
 def overrides(words: list[str]) -> list[tuple[str, str]]:
@@ -173,7 +191,7 @@ def test_papermill_lines_name_notebooks_and_parameters(tmp_path):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make ([a-z]+)", README):
+    for target in re.findall(r"`?make ([a-z]+)", README + RUNNING):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from tests.binder import ROOT, copy_repository
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "params/README.md"))
 #: Lines only looked at, and why.
 NOT_EXECUTED = {
     r"^make ": "sets up an environment or takes minutes; test_readme.py knows the targets",

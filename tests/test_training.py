@@ -250,7 +250,7 @@ def test_a_model_sharded_over_two_processes_is_the_same_also_after_an_interrupti
 def _torchrun(p, tmp_path, *script, die_at=0):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(p.model_dump()))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"DIE_AT": str(die_at)}
     return subprocess.run([*command, *script, str(file)], capture_output=True, text=True, check=False, env=environment)
 
