@@ -411,7 +411,7 @@ class ScaleParams(Parameters):
         min_length=1,
         description="results on the same counts, memorised, where all parameters decay",
     )
-    variants: PathName = Field(
+    variations: PathName = Field(
         "results/ladder-1029-variants",
         min_length=1,
         description="results of variants on the same counts: architecture, width, depth, epochs; matrices, what today's Trainer decays",
