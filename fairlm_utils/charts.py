@@ -645,6 +645,31 @@ def effects(table: pd.DataFrame, weight_decay: float) -> alt.LayerChart:
     )
 
 
+def slopes_by_size(sizes: pd.DataFrame) -> alt.LayerChart:
+    """Slopes of the added loss by count below and beyond the bend (y) against training targets (x, log); crosses: not memorised.
+
+    `sizes`: rung, memorised, n_targets, below, beyond, as `ladder.by_size` makes them.
+    """
+    names = {"below": "below a count of 27", "beyond": "beyond"}
+    frame = sizes.rename(columns=names).melt(["rung", "memorised", "n_targets"], [*names.values()], "where", "slope")
+    frame["state"] = np.where(frame.pop("memorised"), "memorised", "not memorised")
+    x = alt.X(**_log("n_targets:Q", "training targets", "~s"))
+    x.scale = alt.Scale(type="log", nice=False, padding=12)
+    base = alt.Chart(frame).encode(
+        x=x,
+        y=alt.Y("slope:Q", title="slope of the added loss by count"),
+        color=alt.Color("where:N", title=None, sort=[*names.values()]).scale(range=["#0072b2", "#d55e00"]),
+        tooltip=["rung:N", "where:N", alt.Tooltip("slope:Q", format=".2f"), alt.Tooltip("n_targets:Q", format=",")],
+    )
+    shape = alt.Shape("state:N", title=None).scale(domain=["memorised", "not memorised"], range=["circle", "cross"])
+    return alt.layer(base.mark_point(filled=True, size=90, opacity=1).encode(shape=shape)).properties(
+        width=1.3 * WIDTH,
+        height=200,
+        title="The slope at the paper's rise, by the size of the text",
+        description="Points of the slope of the added loss by count, below and beyond a count of 27, against the training targets",
+    )
+
+
 def predictions(table: pd.DataFrame, paper: tuple[float, float, float]) -> alt.LayerChart:
     """Ratio predicted for each panel (x, log) by either law, with its interval; a band is the paper's ratio, as rounding leaves it.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from fairlm_utils import metrics, params, scale
 from fairlm_utils.claims import PAPER_FLOOR, PAPER_TABLE_1, paper_ratio
@@ -192,6 +193,33 @@ def panel_files() -> list[Path]:
     return sorted((PROJECT / "params" / "paper").glob("*.yaml"), key=lambda f: (f.stem != _PUBLISHED, f.stem))
 
 
+def by_size(rungs: Mapping[str, Results], slopes: pd.DataFrame) -> pd.DataFrame:
+    """Slopes below and beyond a count of `scale.BEND` by the size of a rung: is the law the same at every size?
+
+    `slopes` of `scale.rung_slopes`, not memorised rungs too. Columns rung, memorised, n_targets (training targets), below and beyond
+    (means over seeds); a row a rung with slopes, in the order of sizes.
+    """
+    known = slopes[slopes["slope"].notna()]
+    table = known.groupby("rung", sort=False, as_index=False)[["memorised", "below", "beyond"]].mean()
+    sizes = table["rung"].map(lambda name: int(rungs[name].totals["n_train_tokens"].iloc[0]))
+    return table.assign(memorised=table["memorised"] > 0, n_targets=sizes).sort_values("n_targets", ignore_index=True)
+
+
+def say_by_size(sizes: pd.DataFrame, counts: pd.DataFrame) -> str:
+    """Whether the slope below the bend falls with size, and the ratio on the panel's `counts` (n_train, n_types) if it goes on to 0."""
+    rank = stats.spearmanr(sizes["n_targets"], sizes["below"]).statistic
+    flat = scale.bent_ratio(counts["n_train"], 0.0, sizes["beyond"].mean(), counts["n_types"])
+    small, large = sizes.iloc[0], sizes.iloc[-1]
+    unfinished = "" if large["memorised"] else ", not memorised"
+    return (
+        f"The law is not the same at every size. Below a count of {scale.BEND} its slope goes from {small['below']:.2f} at "
+        f"{small['n_targets']:,} targets to {large['below']:.2f} at {large['n_targets']:,}{unfinished} (rank correlation with the number "
+        f"of targets {rank:+.2f} over {len(sizes)} rungs); beyond, it lies between {sizes['beyond'].min():.2f} and "
+        f"{sizes['beyond'].max():.2f}. If it were 0 below at the paper's size, its counts would give a ratio of {flat:.1f}, and the "
+        f"paper's {paper_ratio()[0]:.1f} would need more than counts."
+    )
+
+
 def left_out(slopes: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Each memorised rung's slope beside what the other rungs predict of it: rung, slope, slope_low, slope_high, within.
 
@@ -330,8 +358,10 @@ def say_refuted(found: pd.DataFrame) -> str:
     )
 
 
-def verdict(found: pd.DataFrame) -> str:
-    """The answer in a few sentences: what the small runs' law makes of the paper's pair of numbers."""
+def verdict(found: pd.DataFrame, sizes: pd.DataFrame) -> str:
+    """The answer in a few sentences: what the small runs' law makes of the paper's pair of numbers, and what weakens it (`by_size`)."""
+    falls = stats.spearmanr(sizes["n_targets"], sizes["below"]).statistic < -0.5
+    doubt = " What weakens it: the slope is not constant, it falls as texts grow." if falls else ""
     row = found.set_index("panel").loc[_PUBLISHED]
     paper, least, most = paper_ratio()
     reached = row["low"] <= most and row["high"] >= least
@@ -348,6 +378,7 @@ def verdict(found: pd.DataFrame) -> str:
             if reached and bent
             else "So the law does not account for it."
         )
+        + doubt
     )
 
 

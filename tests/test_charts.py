@@ -86,6 +86,11 @@ ALL = {
         ),
         0.3,
     ),
+    "slopes_by_size": charts.slopes_by_size(
+        pd.DataFrame(
+            {"rung": ["a", "b"], "n_targets": [8000, 90000], "below": [0.5, 0.1], "beyond": [0.5, 0.4]}
+        ).assign(memorised=[True, False])
+    ),
     "predictions": charts.predictions(
         pd.DataFrame({"panel": ["b", "a"], "ratio": 5.0, "low": 2.0, "high": 9.0}).assign(
             bent=6.0, bent_low=4.0, bent_high=9.0

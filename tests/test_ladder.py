@@ -141,6 +141,26 @@ def test_a_rung_that_was_not_memorised_is_left_out_and_said(found):
     assert "(left out, not memorised: d)" in ladder.say_predictions(table, slopes)
 
 
+#: Slopes that do not fall with size.
+SAME = pd.DataFrame({"n_targets": [1000, 2000, 4000], "below": [0.3, 0.5, 0.4], "beyond": 0.5, "memorised": True})
+
+
+def test_a_slope_that_falls_as_texts_grow_weakens_the_verdict(found):
+    table, counts = found
+    first = counts.query("corpus == 'imdb' and layout == 'first'")
+    sizes = ladder.by_size(RUNGS, scale.rung_slopes(RUNGS))
+    assert sizes["below"].tolist() == sizes["beyond"].tolist() and set(sizes["rung"]) == set(RUNGS)
+    assert sizes["n_targets"].unique().tolist() == [int(NARROW.eval("n_train * n_types").sum())]
+    falls = SAME.assign(below=[0.5, 0.3, 0.0], memorised=[True, True, False])
+    said = ladder.say_by_size(falls, first)
+    assert (
+        "from 0.50 at 1,000 targets to 0.00 at 4,000, not memorised (rank correlation" in said
+        and "-1.00 over 3" in said
+    )
+    assert f"a ratio of {scale.bent_ratio(first['n_train'], 0.0, 0.5, first['n_types']):.1f}" in said
+    assert "it falls as texts grow" in ladder.verdict(table, falls) and "falls" not in ladder.verdict(table, SAME)
+
+
 def test_a_slope_is_said_to_move_with_what_a_variant_changed(monkeypatch, tmp_path):
     def stored(folder):
         return {"base": experiment(slope=0.4), "steeper": experiment(slope=0.5), "unfinished": experiment(above=0.02)}[
@@ -171,10 +191,14 @@ def test_rungs_are_tested_against_each_other():
 def test_sentences_follow_the_numbers(found):
     table, _ = found
     first = table.iloc[:1]
-    assert "needs no other explanation" in ladder.verdict(first.assign(low=5.0, high=6.0, bent_low=4.0, bent_high=6.0))
-    assert "says little" in ladder.verdict(first.assign(low=2.0, high=9.0, bent_low=4.0, bent_high=6.0))
-    assert "does not account for it" in ladder.verdict(first.assign(low=5.0, high=6.0, bent_low=7.0, bent_high=9.0))
-    assert "does not account for it" in ladder.verdict(first.assign(low=2.0, high=3.0))
+    assert "needs no other explanation" in ladder.verdict(
+        first.assign(low=5.0, high=6.0, bent_low=4.0, bent_high=6.0), SAME
+    )
+    assert "says little" in ladder.verdict(first.assign(low=2.0, high=9.0, bent_low=4.0, bent_high=6.0), SAME)
+    assert "does not account for it" in ladder.verdict(
+        first.assign(low=5.0, high=6.0, bent_low=7.0, bent_high=9.0), SAME
+    )
+    assert "does not account for it" in ladder.verdict(first.assign(low=2.0, high=3.0), SAME)
     assert "openelm-270m-imdb below 2.00 or above 3.00" in ladder.say_refuted(first.assign(low=2.0, high=3.0))
     slopes = scale.rung_slopes(RUNGS)
     wide = first.assign(low=2.0, high=9.0, bent_low=4.0, bent_high=9.0)

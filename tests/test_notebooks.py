@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,8 +64,9 @@ def test_a_changed_number_makes_ci_red(tmp_path):
     assert "0.18498" in table.data["text/plain"]
     table.data["text/plain"] = table.data["text/plain"].replace("0.18498", "0.18499")
     notebook.cells = notebook.cells[: notebook.cells.index(cells[0]) + 1]
-    changed = ROOT / "notebooks" / ".changed.ipynb"  # beside the others, for their conftest.py
+    changed = tmp_path / "changed.ipynb"
     changed.write_text(nbformat.writes(notebook))
+    shutil.copy(ROOT / "notebooks" / "conftest.py", tmp_path)
     command = [
         sys.executable,
         "-m",
@@ -75,12 +77,9 @@ def test_a_changed_number_makes_ci_red(tmp_path):
         "no:cacheprovider",
         str(changed),
     ]
-    try:
-        found = subprocess.run(
-            command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, check=False
-        )
-    finally:
-        changed.unlink()
+    found = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, check=False
+    )
     assert found.returncode == 1 and "0.18499" in found.stdout, found.stdout[-2000:]
 
 

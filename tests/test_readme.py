@@ -9,7 +9,21 @@ import papermill
 import pytest
 import yaml
 
-from fairlm_utils import audit, claims, comparisons, cost, evaluation, metrics, panel, params, runs, scale, sweep
+from fairlm_utils import (
+    audit,
+    claims,
+    comparisons,
+    cost,
+    evaluation,
+    ladder,
+    layout,
+    metrics,
+    panel,
+    params,
+    runs,
+    scale,
+    sweep,
+)
 from fairlm_utils.reproduce import markdown
 from tests.test_readme_commands import commands
 
@@ -100,7 +114,14 @@ def test_what_is_said_of_the_papers_models_is_what_the_tables_say():
         f"a ratio of {panel['ratio']:.1f} with a 95 % prediction interval of {panel['low']:.1f} to {panel['high']:.1f}"
         in text
     )
-    assert f"the predictions](results/scale/README.md) of {panel['made']}" in text
+    assert f"The predictions](results/scale/README.md) of {panel['made']}" in text
+    rungs = scale.rungs({Path(f).name: runs.load_results(ROOT / f) for f in params.ScaleParams().ladder})
+    sizes = ladder.by_size(rungs, scale.rung_slopes(rungs))
+    counts = layout.read_tables(ROOT / "results" / "paper-layout")["counts"]
+    counts = counts.query("corpus == 'imdb' and layout == 'first'")
+    flat = scale.bent_ratio(counts["n_train"], 0.0, sizes["beyond"].mean(), counts["n_types"])
+    assert f"were it 0 for rare types, the paper's counts would give {flat:.1f}" in text
+    assert sizes["below"].iloc[-1] < sizes["below"].iloc[0] - 0.3
     assert f"or {panel['bent']:.1f} [{panel['bent_low']:.1f}, {panel['bent_high']:.1f}] with another slope" in text
     assert f"(the paper: {claims.paper_ratio()[0]:.1f})" in text
     assert f"{('Four', 'Five', 'Six', 'Seven')[panel['n_rungs'] - 4]} sizes of small runs" in text
