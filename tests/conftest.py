@@ -68,13 +68,14 @@ def corpus_file(tmp_path_factory, documents):
     return path
 
 
-@pytest.fixture(scope="session")
-def session_runs(tmp_path_factory):
+@pytest.fixture(scope="module")
+def shared_runs(tmp_path_factory):
+    """Folder of runs of one test file, so that files may run in any order and in any process."""
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture(scope="session")
-def miniature(corpus_file, session_runs):
+@pytest.fixture(scope="module")
+def miniature(corpus_file, shared_runs):
     """Parameters of a run of seconds; keyword arguments override them."""
 
     def make(**values) -> EvaluationParams:
@@ -91,7 +92,7 @@ def miniature(corpus_file, session_runs):
             learning_rate=3e-3,
             lr_schedule="constant",
             warmup_steps=0,
-            runs_dir=str(session_runs),
+            runs_dir=str(shared_runs),
             experiment="mini",
         )
         return EvaluationParams.check({**base, **values})

@@ -68,9 +68,9 @@ def _wait_for_two_runs_at_work(points, seconds=120):
 
 def test_a_run_larger_than_any_node_is_refused_at_once(cluster, miniature):
     with pytest.raises(runs.RunError, match="lower n_threads"):
-        sweep.sweep([miniature(n_threads=64)], ray_address=cluster.address)
+        sweep.sweep([miniature(n_threads=64, experiment="large")], ray_address=cluster.address)
     with pytest.raises(runs.RunError, match="gpus-per-run"):
-        sweep.sweep([miniature(seed=77)], ray_address=cluster.address, gpus_per_run=0.5)
+        sweep.sweep([miniature(seed=77, experiment="large")], ray_address=cluster.address, gpus_per_run=0.5)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999", "nowhere"])

@@ -20,7 +20,7 @@ from fairlm_utils.sweep import Outcome
 
 
 @pytest.fixture(scope="module")
-def experiment(miniature, session_runs, tmp_path_factory):
+def experiment(miniature, shared_runs, tmp_path_factory):
     """An experiment file of four runs of a second each."""
     values = miniature(experiment="pipeline", steps=6, window_steps=2).model_dump()
     values |= {"weight_decay": [0.0, 1.0], "seed": [0, 1]}
