@@ -252,9 +252,12 @@ def say_by_count(rungs: Mapping[str, Results], table: pd.DataFrame, confidence: 
         flat += [f"{row.rung} from n_v {r.bin} ({r.mean:.2f})" for r in local[local["flat"]].itertuples()]
     no_interval = f"; without an interval, of one seed: {', '.join(unknown)}" if unknown else ""
     bends = ": on counts wider than here one slope for all gives too small a ratio" if 2 * steeper > len(fits) else ""
+    fitting = (table.loc[table["nearest"], "r_squared"] >= 0.9).sum()
     return (
         f"At the λ whose balanced rise is nearest the paper's {scale.PAPER_RISE:g} nats the added loss falls nearly as a power of the "
-        f"count, with slopes of {'; '.join(fits)}. It is flatter than the fit, by the interval of the slope between neighbouring bins, "
+        f"count (R² ≥ 0.9) in {fitting} of {len(fits)} rungs, "
+        f"with slopes of {'; '.join(fits)}. "
+        "It is flatter than the fit, by the interval of the slope between neighbouring bins, "
         f"in {', '.join(flat) or 'none'}{no_interval}. Beyond a count of {scale.BEND} it falls faster than below in {steeper} of "
         f"{len(fits)}{bends}."
     )
