@@ -21,6 +21,7 @@ import vl_convert
 from PIL import Image
 
 from fairlm_utils.metrics import SPLITS
+from fairlm_utils.scale import BEND, LAWS
 
 WIDTH, HEIGHT = 270, 240  # two panels and a legend fill the 800 pixels of a notebook
 #: Colours by λ, dark to light on the viridis scale, safe for colour-blind readers; wider steps where λ is common.
@@ -529,14 +530,13 @@ def added_by_count(points: pd.DataFrame) -> alt.LayerChart:
     """
     frame = points.assign(rung=points["rung"] + points["weight_decay"].map(", λ = {:g}".format))
     channels = _by_rung(frame["rung"].unique().tolist())
-    padded = alt.Scale(type="log", nice=False, padding=8)
 
     def y(field: str) -> alt.Y:
         ticks = [a * 10.0**k for k in range(-6, 2) for a in (1, 3)]
-        return alt.Y(**_log(field, "loss added by λ (nats)", "~g", ticks) | {"scale": padded})
+        return alt.Y(**_log(field, "loss added by λ (nats)", "~g", ticks, padding=8))
 
     base = alt.Chart(frame).encode(
-        x=alt.X(**_log("n_train:Q", "training count n_v (mean of the bin)", ",") | {"scale": padded}),
+        x=alt.X(**_log("n_train:Q", "training count n_v (mean of the bin)", ",", padding=8)),
         color=channels["color"],
         tooltip=["rung:N", alt.Tooltip("n_train:Q", format=".1f"), *_statistics(frame)],
     )
@@ -617,10 +617,7 @@ def effects(table: pd.DataFrame, weight_decay: float) -> alt.LayerChart:
     )
     labels, colours = zip(*_CHANGES.values(), strict=True)
     base = alt.Chart(long).encode(
-        x=alt.X(
-            **_log("excess_average:Q", "average loss at λ = 0 above the floor (nats)")
-            | {"scale": alt.Scale(type="log", nice=False, padding=30)}
-        ),
+        x=alt.X(**_log("excess_average:Q", "average loss at λ = 0 above the floor (nats)", padding=30)),
         color=alt.Color("change:N", sort=labels, title=None).scale(domain=labels, range=colours),
         tooltip=["rung:N", "change:N", *_statistics(long)],
     )
@@ -645,28 +642,30 @@ def effects(table: pd.DataFrame, weight_decay: float) -> alt.LayerChart:
     )
 
 
-def slopes_by_size(sizes: pd.DataFrame) -> alt.LayerChart:
+def slopes_by_size(sizes: pd.DataFrame) -> alt.Chart:
     """Slopes of the added loss by count below and beyond the bend (y) against training targets (x, log); crosses: not memorised.
 
     `sizes`: rung, memorised, n_targets, below, beyond, as `ladder.by_size` makes them.
     """
-    names = {"below": "below a count of 27", "beyond": "beyond"}
+    names = {"below": f"below a count of {BEND}", "beyond": "beyond"}
     frame = sizes.rename(columns=names).melt(["rung", "memorised", "n_targets"], [*names.values()], "where", "slope")
     frame["state"] = np.where(frame.pop("memorised"), "memorised", "not memorised")
-    x = alt.X(**_log("n_targets:Q", "training targets", "~s"))
-    x.scale = alt.Scale(type="log", nice=False, padding=12)
     base = alt.Chart(frame).encode(
-        x=x,
+        x=alt.X(**_log("n_targets:Q", "training targets", "~s", padding=12)),
         y=alt.Y("slope:Q", title="slope of the added loss by count"),
         color=alt.Color("where:N", title=None, sort=[*names.values()]).scale(range=["#0072b2", "#d55e00"]),
         tooltip=["rung:N", "where:N", alt.Tooltip("slope:Q", format=".2f"), alt.Tooltip("n_targets:Q", format=",")],
     )
     shape = alt.Shape("state:N", title=None).scale(domain=["memorised", "not memorised"], range=["circle", "cross"])
-    return alt.layer(base.mark_point(filled=True, size=90, opacity=1).encode(shape=shape)).properties(
-        width=1.3 * WIDTH,
-        height=200,
-        title="The slope at the paper's rise, by the size of the text",
-        description="Points of the slope of the added loss by count, below and beyond a count of 27, against the training targets",
+    return (
+        base.mark_point(filled=True, size=90, opacity=1)
+        .encode(shape=shape)
+        .properties(
+            width=1.3 * WIDTH,
+            height=200,
+            title="The slope at the paper's rise, by the size of the text",
+            description=f"Points of the slope of the added loss by count, below and beyond a count of {BEND}, against the training targets",
+        )
     )
 
 
@@ -676,19 +675,13 @@ def predictions(table: pd.DataFrame, paper: tuple[float, float, float]) -> alt.L
     `table`: panel, ratio, low, high, bent, bent_low, bent_high, as `ladder.predictions` makes them. `paper`: value, low, high
     (`claims.paper_ratio`).
     """
-    laws = {
-        "one slope": ["ratio", "low", "high"],
-        "two slopes, below and beyond a count of 27": ["bent", "bent_low", "bent_high"],
-    }
+    laws = dict(zip(("one slope", f"two slopes, below and beyond a count of {BEND}"), LAWS.values(), strict=True))
     frame = pd.concat(
-        [
-            table[["panel", *c]].set_axis(["panel", "ratio", "low", "high"], axis=1).assign(law=n)
-            for n, c in laws.items()
-        ]
+        table[["panel", *columns]].set_axis(["panel", "ratio", "low", "high"], axis=1).assign(law=name)
+        for name, columns in laws.items()
     )
     y = alt.Y("panel:N", sort=table["panel"].tolist(), title=None, axis=alt.Axis(labelLimit=240))
-    x = alt.X(**_log("ratio:Q", "Δ token-balanced / Δ average, λ 0 → 1", "~g", [1, 2, 3, 5, 10, 20, 50]))
-    x.scale = alt.Scale(type="log", nice=False, padding=12)
+    x = alt.X(**_log("ratio:Q", "Δ token-balanced / Δ average, λ 0 → 1", "~g", [1, 2, 3, 5, 10, 20, 50], padding=12))
     law = alt.Color("law:N", title=None, sort=list(laws)).scale(range=["#0072b2", "#009e73"])
     law = law.legend(orient="bottom", labelLimit=400)
     base = alt.Chart(frame).encode(y=y, yOffset=alt.YOffset("law:N", sort=list(laws)), color=law)
@@ -892,10 +885,10 @@ def learning_curves(curves: pd.DataFrame, n_bins: int = 4, chance: float | None 
     )
 
 
-def _log(field: str, title: str, format: str = "~g", values: Sequence[float] = ()) -> dict[str, Any]:
-    """Arguments of a logarithmic axis with ticks at powers of ten, or at `values`."""
+def _log(field: str, title: str, format: str = "~g", values: Sequence[float] = (), **scale: Any) -> dict[str, Any]:
+    """Arguments of a logarithmic axis with ticks at powers of ten, or at `values`; `scale`: what else its scale has."""
     axis = alt.Axis(format=format, values=list(values) or [10.0**k for k in range(-12, 13)], labelOverlap=True)
-    return {"shorthand": field, "title": title, "scale": alt.Scale(type="log", nice=False), "axis": axis}
+    return {"shorthand": field, "title": title, "scale": alt.Scale(type="log", nice=False, **scale), "axis": axis}
 
 
 def rank_frequency(frame: pd.DataFrame, percentiles: pd.DataFrame) -> alt.Chart:

@@ -126,38 +126,33 @@ def eras_of(folder: str, memorised: str, confidence: float = 0.95) -> tuple[pd.D
     return table, say_eras(table)
 
 
-def moved_of(folder: str, memorised: str, confidence: float = 0.95) -> tuple[pd.DataFrame, str]:
-    """Slopes of the variants in `folder` beside those of the results `memorised`, with what they say: does the slope move?
+def moved(variants: Mapping[str, Results], base: Results, confidence: float = 0.95) -> pd.DataFrame:
+    """Slopes of `variants` beside that of `base` on the same counts: does the slope move with what they changed?
 
     Taken by `scale.rung_slopes`, memorised variants alone. Columns rung, n_seeds, slope (mean over seeds), `moved` (from the slope
-    of the same seed of `memorised`) with moved_low and moved_high; a row a variant with a slope.
+    of the same seed of `base`) with moved_low and moved_high; a row a variant with a slope.
     """
+    found = scale.rung_slopes(variants)
+    of_base = scale.rung_slopes({"": base}).set_index("seed")["slope"]
+    pairs = found.assign(change=found["slope"] - found["seed"].map(of_base))
+    pairs = pairs[pairs["memorised"] & pairs["change"].notna()]
+    rows = [
+        (rung, len(own), own["slope"].mean(), *scale.mean_and_interval(own["change"], confidence))
+        for rung, own in pairs.groupby("rung", sort=False)
+    ]
+    return pd.DataFrame(rows, columns=["rung", "n_seeds", "slope", "moved", "moved_low", "moved_high"])
+
+
+def moved_of(folder: str, memorised: str, confidence: float = 0.95) -> tuple[pd.DataFrame, str]:
+    """`moved` of the variants in `folder` from the results `memorised`, with what they say."""
     if not Path(folder).exists():
         return pd.DataFrame(), _not_run(folder)
     (base,) = scale.rungs({"": load_results(memorised)}).values()
-    rungs, name = scale.rungs({"": load_results(folder)}), Path(memorised).name
-    found = scale.rung_slopes({**rungs, name: base})
-    known = found[found["memorised"] & found["slope"].notna()]
-    of_base = known["rung"] == name
-    paired = known[~of_base].merge(known[of_base], on="seed", suffixes=("", "_base"))
-    rows = []
-    for rung, own in paired.groupby("rung", sort=False):
-        moved = scale.mean_and_interval(own["slope"] - own["slope_base"], confidence)
-        rows.append((rung, len(own), own["slope"].mean(), *moved))
-    table = pd.DataFrame(rows, columns=["rung", "n_seeds", "slope", "moved", "moved_low", "moved_high"])
-    parts = [
-        f"{r.rung} {r.slope:.2f}, {_bracket(r.moved, r.moved_low, r.moved_high, '{:+.2f}')}" for r in table.itertuples()
-    ]
-    without = [
-        f"{n} ({scale.excess(r)['excess_average'].iloc[0]:.3f})"
-        for n, r in rungs.items()
-        if n not in set(table["rung"])
-    ]
-    why = " Without a slope, for λ = 0 is not memorised (its excess in nats) or no λ raises the loss enough: "
-    return table, (
-        f"On the counts of {name}, whose slope is {known.loc[of_base, 'slope'].mean():.2f}, it is "
-        f"{'; '.join(parts) or 'not known in any variant'} (and its change, paired by seed)."
-        + (f"{why}{', '.join(without)}." if without else "")
+    variants = scale.rungs({"": load_results(folder)})
+    table, slope = moved(variants, base, confidence), scale.rung_slopes({"": base})["slope"].mean()
+    return (
+        table,
+        f"On the counts of {Path(memorised).name}, whose slope is {slope:.2f}, it is {say_moved(table, variants)}",
     )
 
 
@@ -179,12 +174,10 @@ def predictions(
             scale.predict_ratio(slopes[slopes["memorised"]], c["n_train"], c["n_types"], confidence)
             for _, c in own.groupby("tokenizer_reviews")
         )
-        ratio = {
-            **np.exp(np.log(found[["ratio", "bent"]]).mean()),
-            **found[["low", "bent_low"]].min(),
-            **found[["high", "bent_high"]].max(),
-        }
-        rows.append({"panel": p.experiment, **found.iloc[0], **ratio})
+        row = {"panel": p.experiment, **found.iloc[0]}
+        for ratio, low, high in scale.LAWS.values():
+            row |= {ratio: np.exp(np.log(found[ratio]).mean()), low: found[low].min(), high: found[high].max()}
+        rows.append(row)
     return pd.DataFrame(rows).astype({"n_rungs": int})
 
 
@@ -200,24 +193,36 @@ def by_size(rungs: Mapping[str, Results], slopes: pd.DataFrame) -> pd.DataFrame:
     (means over seeds); a row a rung with slopes, in the order of sizes.
     """
     known = slopes[slopes["slope"].notna()]
-    table = known.groupby("rung", sort=False, as_index=False)[["memorised", "below", "beyond"]].mean()
+    table = known.groupby("rung", sort=False, as_index=False).agg(
+        {"memorised": "first", "below": "mean", "beyond": "mean"}
+    )
     sizes = table["rung"].map(lambda name: int(rungs[name].totals["n_train_tokens"].iloc[0]))
-    return table.assign(memorised=table["memorised"] > 0, n_targets=sizes).sort_values("n_targets", ignore_index=True)
+    return table.assign(n_targets=sizes).sort_values("n_targets", ignore_index=True)
 
 
 def say_by_size(sizes: pd.DataFrame, counts: pd.DataFrame) -> str:
     """Whether the slope below the bend falls with size, and the ratio on the panel's `counts` (n_train, n_types) if it goes on to 0."""
-    rank = stats.spearmanr(sizes["n_targets"], sizes["below"]).statistic
     flat = scale.bent_ratio(counts["n_train"], 0.0, sizes["beyond"].mean(), counts["n_types"])
     small, large = sizes.iloc[0], sizes.iloc[-1]
     unfinished = "" if large["memorised"] else ", not memorised"
+    paper = paper_ratio()[0]
+    same = "is not the same at every size" if _falls(sizes) else "is not seen to weaken with size"
     return (
-        f"The law is not the same at every size. Below a count of {scale.BEND} its slope goes from {small['below']:.2f} at "
+        f"The law {same}. Below a count of {scale.BEND} its slope goes from {small['below']:.2f} at "
         f"{small['n_targets']:,} targets to {large['below']:.2f} at {large['n_targets']:,}{unfinished} (rank correlation with the number "
-        f"of targets {rank:+.2f} over {len(sizes)} rungs); beyond, it lies between {sizes['beyond'].min():.2f} and "
+        f"of targets {_rank(sizes):+.2f} over {len(sizes)} rungs); beyond, it lies between {sizes['beyond'].min():.2f} and "
         f"{sizes['beyond'].max():.2f}. If it were 0 below at the paper's size, its counts would give a ratio of {flat:.1f}, and the "
-        f"paper's {paper_ratio()[0]:.1f} would need more than counts."
+        f"paper's {paper:.1f} would need {'more' if flat < paper else 'no more'} than counts."
     )
+
+
+def _rank(sizes: pd.DataFrame) -> float:
+    """Rank correlation of the slope below the bend with the number of targets (`by_size`)."""
+    return float(stats.spearmanr(sizes["n_targets"], sizes["below"]).statistic)
+
+
+def _falls(sizes: pd.DataFrame) -> bool:
+    return _rank(sizes) < -0.5
 
 
 def left_out(slopes: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -307,13 +312,26 @@ def say_eras(table: pd.DataFrame) -> str:
     return f"Of the balanced loss that λ adds where all parameters decay, today's Trainer leaves {' and '.join(parts)}."
 
 
+def say_moved(table: pd.DataFrame, variants: Mapping[str, Results]) -> str:
+    """Each variant's slope and its change (`moved`), and the variants that have none."""
+    parts = [
+        f"{r.rung} {r.slope:.2f}, {_bracket(r.moved, r.moved_low, r.moved_high, '{:+.2f}')}" for r in table.itertuples()
+    ]
+    said = f"{'; '.join(parts) or 'not known in any variant'} (and its change, paired by seed)."
+    without = [f"{n} ({_excess(r)['excess_average']:.3f})" for n, r in variants.items() if n not in set(table["rung"])]
+    if not without:
+        return said
+    why = "Without a slope, for λ = 0 is not memorised (its excess in nats) or no λ raises the loss enough"
+    return f"{said} {why}: {', '.join(without)}."
+
+
 def say_predictions(found: pd.DataFrame, slopes: pd.DataFrame, confidence: float = 0.95) -> str:
     """The predicted slope and ratio of OpenELM-270M on IMDB, how wide their intervals are, and whether rungs predict each other."""
     row = found.set_index("panel").loc[_PUBLISHED]
     known = slopes[slopes["slope"].notna()]
     used = known[known["memorised"]].groupby("rung")["slope"].mean()
     others = sorted(set(known["rung"]) - set(used.index))
-    widths = [row[high] / row[low] for low, high in (("low", "high"), ("bent_low", "bent_high"))]
+    widths = [row[high] / row[low] for _, low, high in scale.LAWS.values()]
     pinned = f"With two slopes for each rung, below and beyond a count of {scale.BEND}, it should be "
     pinned += f"{_bracket(row['bent'], row['bent_low'], row['bent_high'])}. "
     pinned += f"The intervals span factors of {widths[0]:.1f} and {widths[1]:.1f}"
@@ -338,7 +356,7 @@ def say_published(found: pd.DataFrame, file: Path = PROJECT / "results" / "scale
     if not file.exists():
         return f"Not published yet: {command}."
     known = pd.read_csv(file)
-    columns = ["ratio", "low", "high", "bent", "bent_low", "bent_high"]
+    columns = [column for law in scale.LAWS.values() for column in law]
     now, then = (f.set_index("panel")[columns] for f in (found, known))
     same = now.index.equals(then.index) and np.allclose(now, then, rtol=1e-3)
     return f"Published on {known['made'].max()}, results/scale/predictions.csv: " + (
@@ -363,12 +381,10 @@ def say_refuted(found: pd.DataFrame) -> str:
 
 def verdict(found: pd.DataFrame, sizes: pd.DataFrame) -> str:
     """The answer in a few sentences: what the small runs' law makes of the paper's pair of numbers, and what weakens it (`by_size`)."""
-    falls = stats.spearmanr(sizes["n_targets"], sizes["below"]).statistic < -0.5
-    doubt = " What weakens it: the slope is not constant, it falls as texts grow." if falls else ""
+    doubt = " What weakens it: the slope is not constant, it falls as texts grow." if _falls(sizes) else ""
     row = found.set_index("panel").loc[_PUBLISHED]
     paper, least, most = paper_ratio()
-    reached = row["low"] <= most and row["high"] >= least
-    bent = row["bent_low"] <= most and row["bent_high"] >= least
+    reached = all(row[low] <= most and row[high] >= least for _, low, high in scale.LAWS.values())
     weak = "the interval is so wide that this says little, and " if row["high"] > _WIDE * row["low"] else ""
     return (
         f"The law that small runs follow gives, on the paper's counts, a balanced loss that rises {row['ratio']:.1f} "
@@ -378,7 +394,7 @@ def verdict(found: pd.DataFrame, sizes: pd.DataFrame) -> str:
         + (
             f"So its “flat” average needs no other explanation than wide counts; but {weak}its number was known beforehand; the test "
             "is a run of a panel whose numbers are unknown."
-            if reached and bent
+            if reached
             else "So the law does not account for it."
         )
         + doubt

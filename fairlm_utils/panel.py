@@ -22,7 +22,7 @@ import torch
 from tabulate import tabulate
 from transformers import TrainerCallback
 
-from fairlm_utils import cost, evaluation, metrics, params, runs, training
+from fairlm_utils import cost, evaluation, metrics, params, runs, scale, training
 from fairlm_utils.corpora import CorpusError, source_state
 from fairlm_utils.params import EvaluationParams, ParameterError
 from fairlm_utils.tokenization import cache_dir, tokenize_corpus
@@ -31,8 +31,7 @@ from fairlm_utils.tokenization import cache_dir, tokenize_corpus
 GO_ON = 75
 #: What a folder that travels may hold, in bytes.
 MAX_FOLDER_BYTES = 64 * 2**20
-#: Ratios Δ token-balanced / Δ average predicted for each panel before any was run: columns panel, ratio, low, high and, with
-#: two slopes by count, bent, bent_low, bent_high.
+#: Ratios Δ token-balanced / Δ average predicted for each panel before any was run: a row a panel, columns of `scale.LAWS`.
 PREDICTIONS = "results/scale/predictions.csv"
 _PANEL = {"weight_decay": "[0.0, 1.0]", "seed": "[0]"}
 
@@ -148,8 +147,8 @@ def compared(totals: pd.DataFrame, panel: str, predictions: Path) -> str:
     if panel not in known.index:
         return f"{said}; {PREDICTIONS} has no prediction for {panel} to compare with"
     parts = []
-    for law, columns in (("one slope", ["ratio", "low", "high"]), ("two slopes", ["bent", "bent_low", "bent_high"])):
-        predicted, low, high = known.loc[panel, columns]
+    for law, names in scale.LAWS.items():
+        predicted, low, high = known.loc[panel, list(names)]
         where = "below" if ratio < low else "above" if ratio > high else "within"
         parts.append(f"{predicted:.2f} [{low:.2f}, {high:.2f}] by {law}: {where} the interval")
     return f"{said}; predicted {'; '.join(parts)}"

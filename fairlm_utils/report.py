@@ -138,7 +138,7 @@ def _write(page: Path, title: str, body: str) -> Path:
 
 
 def write_site(folder: str | Path) -> Path:
-    """The site: README as the front page and a page for every committed notebook and folder of results; returns the front.
+    """The site: README as the front page, a page for every committed notebook, folder of results and other README; returns the front.
 
     Links of README to notebooks and results become links to their pages, pictures are copied; other files of the
     repository have no page, and their links become plain text.

@@ -37,7 +37,8 @@ _GROUP = ("model", "variant", "weight_decay")
 _RATIO = ("ratio", "low", "high")
 _SLOPE = ("slope", "slope_low", "slope_high")
 _PREDICTED = ("predicted", "predicted_low", "predicted_high")
-_BENT = ("bent", "bent_low", "bent_high")
+#: Columns of a predicted ratio and its interval, by the law that gives it: `predict_ratio`.
+LAWS = {"one slope": _RATIO, "two slopes": ("bent", "bent_low", "bent_high")}
 
 
 def count_ratio(n_train: ArrayLike, a: ArrayLike, n_types: ArrayLike = 1.0) -> np.ndarray:
@@ -282,10 +283,9 @@ def rungs(experiments: Mapping[str, Results]) -> dict[str, Results]:
     for name, results in experiments.items():
         keys = [k for k in ("model", "variant") if k in results.totals]
         zero = results.totals[results.totals["weight_decay"] == 0]
-        known = (
-            "variant" in keys and (zero.groupby("variant")["model"].nunique() <= 1).all()
-        )  # a variant names its model
-        varied = [k for k in keys if k == "variant" or (results.totals[k].nunique() > 1 and not known)]
+        # a variant that has one model names it
+        implied = "variant" in keys and (zero.groupby("variant")["model"].nunique() == 1).all()
+        varied = [k for k in keys if k == "variant" or (results.totals[k].nunique() > 1 and not implied)]
         for _, key in zero[keys].drop_duplicates().iterrows():
             tables = {}
             for table in ("totals", "bins", "classes", "counts"):
@@ -365,8 +365,8 @@ def predict_ratio(
     bent = fitted.apply(lambda f: np.log(bent_ratio(n_train, f["below"], f["beyond"], n_types)), axis=1)
     return {
         **dict(zip(_SLOPE, slope, strict=True)),
-        **dict(zip(_RATIO, count_ratio(n_train, slope, n_types), strict=True)),
-        **dict(zip(_BENT, np.exp(of_a_new_rung(bent)), strict=True)),
+        **dict(zip(LAWS["one slope"], count_ratio(n_train, slope, n_types), strict=True)),
+        **dict(zip(LAWS["two slopes"], np.exp(of_a_new_rung(bent)), strict=True)),
         "n_rungs": k,
     }
 

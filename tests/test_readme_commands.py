@@ -1,4 +1,6 @@
-"""README's shell lines run as they are written there, in a copy of the repository; appended options make each take seconds.
+"""Shell lines of README and of params/README.md run as they are written there, in a copy of the repository.
+
+Appended options make each take seconds.
 
 A line that is not executed must match NOT_EXECUTED, which says why; a line that is neither executed nor listed fails.
 """
@@ -15,7 +17,7 @@ import yaml
 
 from tests.binder import ROOT, copy_repository
 
-README = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "params/README.md"))
+PAGES = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "params/README.md"))
 #: Lines only looked at, and why.
 NOT_EXECUTED = {
     r"^make ": "sets up an environment or takes minutes; test_readme.py knows the targets",
@@ -67,12 +69,12 @@ def shortened(command: str) -> str:
     return command + "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in values.items())
 
 
-EXECUTED = [c for c in commands(README) if RUN.match(c) and not why_not(c)]
+EXECUTED = [c for c in commands(PAGES) if RUN.match(c) and not why_not(c)]
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """A copy of the repository with a .venv, where the lines of README leave what they make."""
+    """A copy of the repository with a .venv, where those lines leave what they make."""
     folder = copy_repository(tmp_path_factory.mktemp("clone"))
     (folder / ".venv").symlink_to(sys.prefix)
     return folder
@@ -88,7 +90,7 @@ def test_a_line_of_readme_runs_as_it_is_written(command, clone):
 
 
 def test_every_line_of_readme_is_executed_or_listed_with_the_reason_why_not():
-    lines = commands(README)
+    lines = commands(PAGES)
     assert [c for c in lines if c not in EXECUTED and not why_not(c)] == []
     assert {"papermill", "python"} <= {c.split()[0] for c in EXECUTED}, "neither papermill nor the package is executed"
 
