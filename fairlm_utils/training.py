@@ -285,7 +285,7 @@ def _train(p: TrainingParams, directory: Path, callbacks: Sequence[TrainerCallba
     if not is_main_process():
         return
     recorder.save(directory / CURVES)
-    _save_model(model, weights, corpus, directory / "model")
+    save_model(model, weights, corpus, directory / "model")
     runs.write_json(
         directory / "provenance.json",
         runs.provenance(p, corpus.meta, time.monotonic() - started, str(trainer.args.device)),
@@ -293,7 +293,8 @@ def _train(p: TrainingParams, directory: Path, callbacks: Sequence[TrainerCallba
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
-def _save_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus, path: Path) -> None:
+def save_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus, path: Path) -> None:
+    """Write a model with these weights, and the tokenizer, to a folder that is there whole or not at all."""
     temporary = path.with_name(".model.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(path, ignore_errors=True)  # left by a start that was cut short before provenance.json
