@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlm_utils import floor, metrics, runs, training
+from fairlm_utils import floor, metrics, runs, training, words
 from fairlm_utils.corpora import CorpusError
 from fairlm_utils.metrics import SPLITS
 from fairlm_utils.models import load_model, n_rows
@@ -178,24 +178,33 @@ def _evaluate(p: EvaluationParams, directory: Path) -> None:
     }
     vocab_size = n_rows(model)
     n_train = target_counts(data["training"].labels.numpy(), vocab_size)
+    n_train_ids = data["training"].labels.numel()
     baselines = floor.baselines(data["training"], vocab_size)
     if p.max_evaluated_train_blocks:
         data["training"] = Subset(data["training"], range(min(p.max_evaluated_train_blocks, len(data["training"]))))
     steps, counts, loss_sums, _ = training.load_curves(directory)
     speed = metrics.learning_speed(steps, counts, loss_sums, vocab_size)
-    evaluated = {}
+    evaluated, by_word = {}, []
     for split in SPLITS:
-        predictions = token_sums(model, data[split], p.eval_batch_size, getattr(torch, p.dtype))
+        losses: list[np.ndarray] | None = [] if p.by_word else None
+        predictions = token_sums(model, data[split], p.eval_batch_size, getattr(torch, p.dtype), losses)
+        if losses:
+            found = words.by_frequency(corpus, split, np.concatenate(losses), n_train_ids)
+            by_word.append(found.assign(split=split))
         table = token_table(predictions.by_type, n_train, corpus.tokenizer, speed).join(baselines[split])
         runs.write_table(directory / f"tokens_{split}.parquet", table)
         evaluated[split] = table, predictions.calibration
-    _write_tables(p, directory, evaluated, metrics.learning_curves(steps, counts, loss_sums, n_train))
+    curves = metrics.learning_curves(steps, counts, loss_sums, n_train)
+    _write_tables(p, directory, evaluated, {"curves": curves, **({"words": pd.concat(by_word)} if by_word else {})})
 
 
 def _write_tables(
-    p: EvaluationParams, directory: Path, evaluated: dict[str, tuple[pd.DataFrame, np.ndarray]], curves: pd.DataFrame
+    p: EvaluationParams,
+    directory: Path,
+    evaluated: dict[str, tuple[pd.DataFrame, np.ndarray]],
+    more: dict[str, pd.DataFrame],
 ) -> None:
-    """The run's rows of the experiment's tables, from per-token table and calibration by split and its learning curves."""
+    """The run's rows of the experiment's tables, from per-token table and calibration by split, and `more` tables."""
     key = {"model": p.model, "weight_decay": float(p.weight_decay), "seed": p.seed}
     if p.variant:
         key["variant"] = p.variant
@@ -207,7 +216,7 @@ def _write_tables(
         }
         for split, (table, calibration) in evaluated.items()
     }
-    frames = {"curves": curves.assign(**key)}
+    frames = {name: frame.assign(**key) for name, frame in more.items()}
     frames["counts"] = metrics.count_histogram(evaluated["training"][0]["n_train"])
     if p.variant:
         frames["counts"]["variant"] = p.variant
