@@ -1,6 +1,7 @@
 """Tokenizers, ids, blocks and the statistics of counts."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -129,6 +130,19 @@ def test_what_determines_the_ids_determines_the_cache(miniature):
     base = tokenization.cache_dir(miniature())
     assert base == tokenization.cache_dir(miniature(weight_decay=0.7, checkpoint_steps=9))
     assert base != tokenization.cache_dir(miniature(vocab_size=301)) != tokenization.cache_dir(miniature(data_seed=1))
+
+
+def test_a_copy_of_a_tokenizer_finds_the_tokenized_corpus_and_another_tokenizer_does_not(miniature, tmp_path):
+    folder, found = tmp_path / "tokenizer", []
+    for n in (260, 270):
+        train_bpe(TEXTS, n).save_pretrained(folder)
+        (folder / "model.safetensors").write_bytes(b"weights of any size")
+        found.append(tokenization.cache_dir(miniature(tokenizer=str(folder))))
+        (folder / "model.safetensors").unlink()
+        for file in folder.iterdir():
+            os.utime(file, (1, n))
+        assert tokenization.cache_dir(miniature(tokenizer=str(folder))) == found[-1]
+    assert found[0] != found[1]
 
 
 def test_a_pre_trained_tokenizer_from_a_folder(tmp_path, byte_level):
