@@ -432,15 +432,16 @@ def models_by_bin(
 ) -> alt.LayerChart:
     """A value (y, `y_title`) by frequency bin (x), one curve per model, with a rule at 0 where values cross it.
 
-    `bins` has label, bin, bin_low and `value`; so have `baselines`, drawn as dashed grey curves under the models'. A `title`
-    says what was found.
+    `bins` has label, bin, bin_low and `value`, and low and high if its intervals are to be drawn; `baselines` have label, bin,
+    bin_low and `value`, and are drawn as dashed grey curves under the models'. A `title` says what was found.
     """
     labels = bins["label"].unique().tolist()
     lines = [] if baselines is None else baselines["label"].unique().tolist()
     frame = bins.assign(curve="model")
     if baselines is not None:
         frame = pd.concat([baselines.assign(curve="baseline"), frame], ignore_index=True)
-    frame = frame[[c for c in ("label", "bin", "bin_low", value, "n_types", "n_words", "curve") if c in frame]]
+    columns = ("label", "bin", "bin_low", value, "low", "high", "n_types", "n_words", "curve")
+    frame = frame[[c for c in columns if c in frame]]
     order = frame.sort_values("bin_low")["bin"].unique().tolist()
     name = y_title.split(" (")[0]
     crosses = bool((frame[value] < 0).any())
@@ -458,6 +459,9 @@ def models_by_bin(
         else []
     )
     models = base.transform_filter("datum.curve == 'model'")
+    if "low" in frame:
+        models = models.encode(xOffset=_beside(labels, "label"))
+        layers.append(_interval_over_seeds(models))
     layers += [models.mark_line(strokeWidth=2), models.mark_point(filled=True, size=55, opacity=1)]
     if crosses:
         layers.insert(0, alt.Chart().mark_rule(color="#888888").encode(y=alt.datum(0)))

@@ -370,3 +370,77 @@ def _direction(change: pd.Series) -> str:
     verb = "lose" if change["mean"] > 0 else "gain"
     sure = "" if change["low"] * change["high"] > 0 else ", within what seeds differ by"
     return f"{verb} {abs(change['mean']):.3f} nats ({change['low']:+.3f} to {change['high']:+.3f}{sure})"
+
+
+def tokenizers(results: Results, confidence: float = 0.95) -> pd.DataFrame:
+    """What the λ that held-out words choose changes, by frequency of words and of token types: variants are tokenizers.
+
+    The λ of a variant is that of the lowest mean held-out loss per word (over occurrences, mean over seeds). A row a variant,
+    `unit` (word, token), split and frequency bin, and `bin` "all" over occurrences. Columns, nats: weight_decay (the λ chosen),
+    n (distinct words, or types), loss_none (mean over seeds at λ = 0; in a bin over its words or types), loss at the λ chosen
+    (loss_low, loss_high), its change (low, high; paired by seed), best_weight_decay (of the row's lowest mean loss) and
+    forgone, loss at the λ chosen above that at the row's best (forgone_low, forgone_high): best of the same seeds, so never
+    below 0. Only words are comparable between variants, and the text must be the same. Raises ValueError without losses by
+    word, and if a seed lacks a λ or all lack λ = 0.
+    """
+    if results.words is None or "variant" not in results.words:
+        raise ValueError("tokenizers are compared by word; evaluate variants with by_word: true")
+    both = {
+        "word": results.words.rename(columns={"n_words": "n", "n_occurrences": "weight"}),
+        "token": results.bins.rename(columns={"n_types": "n", "n_tokens": "weight"}),
+    }
+    keys = ["variant", "split", "weight_decay", "seed"]
+    parts = []
+    for unit, frame in both.items():
+        total = frame.assign(loss=frame["loss_occurrences"] * frame["weight"]).groupby(keys, as_index=False)
+        every = total[["loss", "weight", "n"]].sum()
+        every = every.assign(loss=every["loss"] / every["weight"], bin="all", bin_low=-1)
+        columns = [*keys, "bin", "bin_low", "n", "loss"]
+        parts.append(pd.concat([every[columns], frame[columns]]).assign(measure=unit))
+    losses = pd.concat(parts, ignore_index=True)
+    overall = losses[(losses["measure"] == "word") & (losses["bin"] == "all") & (losses["split"] == "held-out")]
+    chosen = overall.groupby(["variant", "weight_decay"])["loss"].mean().unstack().idxmin(axis=1)
+    rows = []
+    for key, group in losses.groupby(["variant", "measure", "split", "bin_low", "bin"], sort=False):
+        wide = group.pivot(index="seed", columns="weight_decay", values="loss")
+        if 0.0 not in wide or wide.isna().any(axis=None):
+            raise ValueError("seeds are paired over λ, 0 among them; train what is missing")
+        own, best = chosen[key[0]], wide.mean().idxmin()
+        row = {**dict(zip(("variant", "unit", "split", "bin_low", "bin"), key, strict=True)), "weight_decay": own}
+        row |= {"n": group["n"].mean(), "loss_none": wide[0.0].mean()}
+        for name, values in (
+            ("loss", wide[own]),
+            ("change", wide[own] - wide[0.0]),
+            ("forgone", wide[own] - wide[best]),
+        ):
+            found = metrics.over_seeds(pd.DataFrame({"split": key[2], "value": values}), "value", confidence)
+            ends = ("low", "high") if name == "change" else (f"{name}_low", f"{name}_high")
+            row |= dict(zip((name, *ends), found[["mean", "low", "high"]].iloc[0], strict=True))
+        rows.append({**row, "best_weight_decay": best, "n_seeds": len(wide)})
+    return pd.DataFrame(rows).sort_values(["unit", "split", "bin_low"], kind="stable", ignore_index=True)
+
+
+def say_tokenizers(table: pd.DataFrame) -> list[str]:
+    """Sentences from a table of `tokenizers`: does what λ changes for rare words depend on the tokenizer; the verdict first.
+
+    Rare words are those of the lowest bin of counts ≥ 1; a sign counts where its interval is beyond 0.
+    """
+    held = table[(table["split"] == "held-out") & (table["unit"] == "word")]
+    lines, said = [], {}
+    for variant, own in held.groupby("variant", sort=False):
+        every, rare = own[own["bin"] == "all"].iloc[0], own[own["bin_low"] > 0].sort_values("bin_low").iloc[0]
+        if every["weight_decay"] == 0:
+            said[variant] = "no λ above 0 is chosen"
+        elif not rare["low"] * rare["high"] > 0:  # nor with one seed, whose interval is not known
+            said[variant] = "the λ chosen changes rare words by no more than seeds differ"
+        else:
+            said[variant] = f"rare words {'pay for' if rare['change'] > 0 else 'gain by'} the λ chosen"
+        lines.append(
+            f"{variant}: held-out words choose λ = {every['weight_decay']:g}, {every['loss_none']:.3f} → {every['loss']:.3f} nats a "
+            f"word ({every['change']:+.3f} [{every['low']:+.3f}, {every['high']:+.3f}]); words with a count of {rare['bin']} "
+            f"{rare['change']:+.3f} [{rare['low']:+.3f}, {rare['high']:+.3f}], where they would choose λ = "
+            f"{rare['best_weight_decay']:g} and forgo {rare['forgone']:.3f} [{rare['forgone_low']:.3f}, {rare['forgone_high']:.3f}]"
+        )
+    if len(set(said.values())) == 1:
+        return [f"under all {len(said)} tokenizers {next(iter(said.values()))}, on held-out text", *lines]
+    return [f"it depends on the tokenizer: {'; '.join(f'{v}: {what}' for v, what in said.items())}", *lines]

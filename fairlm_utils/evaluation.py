@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlm_utils import floor, metrics, runs, training
+from fairlm_utils import floor, metrics, runs, training, words
 from fairlm_utils.corpora import CorpusError
 from fairlm_utils.metrics import SPLITS
 from fairlm_utils.models import load_model, n_rows
@@ -95,8 +95,7 @@ def token_sums(
             logits = model(**batch, use_cache=False).logits
             loss = add_predictions(logits.reshape(-1, logits.shape[-1]), targets, targets, by_type, calibration)
             if losses is not None:
-                own = torch.where(targets == IGNORE_INDEX, torch.nan, loss).reshape(logits.shape[:2])
-                losses.append(own.roll(1, dims=1).cpu().numpy())  # the last position of a block has no target
+                losses.append(by_label(loss, targets, logits.shape[:2]))
     model.train(was_training)
     if not np.isfinite(sums := by_type.read()).all():
         raise runs.RunError(
@@ -104,6 +103,12 @@ def token_sums(
             f"{dtype} overflows; choose another checkpoint or dtype"
         )
     return Predictions(sums, calibration.read().reshape(vocab_size, n_bins, 3))
+
+
+def by_label(loss: torch.Tensor, targets: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
+    """Losses of flat positions at their labels [*, context], float32, NaN where there is none."""
+    own = torch.where(targets == IGNORE_INDEX, torch.nan, loss).reshape(shape)
+    return own.roll(1, dims=-1).cpu().numpy()  # the last position of a block has no target
 
 
 def add_predictions(
@@ -190,9 +195,13 @@ def _evaluate(p: EvaluationParams, directory: Path) -> None:
     corpus = tokenize_corpus(p)
     model = load_model(directory / "model", n_ids(corpus.tokenizer)).to(training.device(p))
     data = evaluated_blocks(p, corpus)
-    dtype = getattr(torch, p.dtype)
-    predictions = {split: token_sums(model, data[split], p.eval_batch_size, dtype) for split in SPLITS}
-    write_predictions(p, directory, corpus, predictions)
+    predictions, losses = {}, {}
+    for split in SPLITS:
+        own: list[np.ndarray] | None = [] if p.by_word else None
+        predictions[split] = token_sums(model, data[split], p.eval_batch_size, getattr(torch, p.dtype), own)
+        if own:
+            losses[split] = np.concatenate(own)
+    write_predictions(p, directory, corpus, predictions, losses)
 
 
 def evaluated_blocks(p: EvaluationParams, corpus: TokenizedCorpus) -> dict[str, Dataset]:
@@ -203,9 +212,16 @@ def evaluated_blocks(p: EvaluationParams, corpus: TokenizedCorpus) -> dict[str, 
 
 
 def write_predictions(
-    p: EvaluationParams, directory: Path, corpus: TokenizedCorpus, predictions: Mapping[str, Predictions]
+    p: EvaluationParams,
+    directory: Path,
+    corpus: TokenizedCorpus,
+    predictions: Mapping[str, Predictions],
+    losses: Mapping[str, np.ndarray],
 ) -> None:
-    """Write the per-token tables of a run and its rows of the experiment's tables, from its predictions by split."""
+    """Write the per-token tables of a run and its rows of the experiment's tables, from its predictions by split.
+
+    `losses` [blocks, context] by split, as `token_sums` gives them, are there if losses by word are asked for.
+    """
     vocab_size = len(predictions["training"].by_type)
     train = training.training_blocks(p, corpus)
     n_train, baselines = target_counts(train.labels.numpy(), vocab_size), floor.baselines(train, vocab_size)
@@ -216,13 +232,21 @@ def write_predictions(
         table = token_table(predictions[split].by_type, n_train, corpus.tokenizer, speed).join(baselines[split])
         runs.write_table(directory / f"tokens_{split}.parquet", table)
         evaluated[split] = table, predictions[split].calibration
-    _write_tables(p, directory, evaluated, metrics.learning_curves(steps, counts, loss_sums, n_train))
+    others = {"curves": metrics.learning_curves(steps, counts, loss_sums, n_train)}
+    if losses:
+        n_ids_read = train.labels.numel()
+        by_word = [words.by_frequency(corpus, s, own, n_ids_read).assign(split=s) for s, own in losses.items()]
+        others["words"] = pd.concat(by_word)
+    _write_tables(p, directory, evaluated, others)
 
 
 def _write_tables(
-    p: EvaluationParams, directory: Path, evaluated: dict[str, tuple[pd.DataFrame, np.ndarray]], curves: pd.DataFrame
+    p: EvaluationParams,
+    directory: Path,
+    evaluated: dict[str, tuple[pd.DataFrame, np.ndarray]],
+    more: dict[str, pd.DataFrame],
 ) -> None:
-    """The run's rows of the experiment's tables, from per-token table and calibration by split and its learning curves."""
+    """The run's rows of the experiment's tables, from per-token table and calibration by split, and `more` tables."""
     key = {"model": p.model, "weight_decay": float(p.weight_decay), "seed": p.seed}
     if p.variant:
         key["variant"] = p.variant
@@ -234,7 +258,7 @@ def _write_tables(
         }
         for split, (table, calibration) in evaluated.items()
     }
-    frames = {"curves": curves.assign(**key)}
+    frames = {name: frame.assign(**key) for name, frame in more.items()}
     frames["counts"] = metrics.count_histogram(evaluated["training"][0]["n_train"])
     if p.variant:
         frames["counts"]["variant"] = p.variant

@@ -42,28 +42,33 @@ def panel_runs(file: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> l
     return params.expand(params.read(file, [*ours, *overrides]), str(file))
 
 
-def pack(p: EvaluationParams, folder: Path) -> int:
-    """Clone this checkout's commit into `folder`, with the tokenized corpus of `p` in its runs/; returns the bytes in it.
+def pack(points: Sequence[EvaluationParams], folder: Path) -> int:
+    """Clone this checkout's commit into `folder`, with the tokenized corpora of the runs in its runs/; the bytes in it.
 
-    Documents stay behind: there the corpus is found by its name, tokenized. Raises RunError for changes that are not
-    committed, a corpus known by the files that hold it, a folder that cannot be made, and one of more than 64 MiB.
+    Documents stay behind: there a corpus is found by its name, tokenized. A tokenizer of a folder of this project travels
+    along. Raises RunError for changes that are not committed, a corpus known by the files that hold it, a folder that
+    cannot be made, and one of more than 64 MiB.
     """
-    there = p.model_copy(update={"corpus_path": "", "runs_dir": str(folder / "runs")})
-    if source_state(there) != p.corpus:
-        raise runs.RunError(
-            f"corpus: {p.corpus!r} is known by files or a version of this machine, and only a corpus of the Hub travels; "
-            "set corpus to its name, and corpus_path to your copy of it"
-        )
+    there = [p.model_copy(update={"corpus_path": "", "runs_dir": str(folder / "runs")}) for p in points]
+    for p in there:
+        if source_state(p) != p.corpus:
+            raise runs.RunError(
+                f"corpus: {p.corpus!r} is known by files or a version of this machine, and only a corpus of the Hub travels; "
+                "set corpus to its name, and corpus_path to your copy of it"
+            )
     commit = runs.git_commit()
     if commit == "unknown" or commit.endswith("+changes"):
         raise runs.RunError(
             f"commit {commit}: a folder is made of a commit, which its runs record; commit what changed"
         )
-    tokenize_corpus(p)
+    found = {cache_dir(q): cache_dir(p) for p, q in zip(points, there, strict=True) if tokenize_corpus(p)}
     clone = ["git", "clone", "--quiet", "--depth", "1", runs.PROJECT.as_uri(), str(folder)]
     if (done := subprocess.run(clone, capture_output=True, text=True, check=False)).returncode:
         raise runs.RunError(f"{folder}: cannot be made ({done.stderr.strip()}); name a folder that does not exist")
-    shutil.copytree(cache_dir(p), cache_dir(there), ignore=shutil.ignore_patterns(".lock"))
+    for to, cache in found.items():
+        shutil.copytree(cache, to, ignore=shutil.ignore_patterns(".lock"))
+    for name in {p.tokenizer for p in points if not Path(p.tokenizer).is_absolute() and Path(p.tokenizer).is_dir()}:
+        shutil.copytree(name, folder / name)
     n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if n_bytes > MAX_FOLDER_BYTES:
         raise runs.RunError(
@@ -171,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         points = panel_runs(file, options.overrides)
         if options.command == "pack":
-            print(f"{folder}: {pack(points[0], folder) / 2**20:.1f} MiB")
+            print(f"{folder}: {pack(points, folder) / 2**20:.1f} MiB")
             return 0
         if not run(points, deadline):
             print(f"time is up after {options.minutes:g} minutes: run the same command again to go on")

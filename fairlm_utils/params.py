@@ -319,6 +319,16 @@ class EvaluationParams(TrainingParams):
     max_evaluated_train_blocks: int = Field(
         0, ge=0, description="training blocks evaluated, the first of them, 0 takes all; n_v always counts all"
     )
+    by_word: bool = Field(
+        False,
+        description="also the loss by word, comparable across tokenizers; packed blocks, ids that give the text back",
+    )
+
+    @model_validator(mode="after")
+    def _words_can_be_found(self) -> Self:
+        if self.by_word and not (self.packing and self.pre_tokenizer == "byte-level"):
+            raise ValueError("by_word: needs packing: true and pre_tokenizer: byte-level, or set by_word: false")
+        return self
 
 
 class FiguresParams(Parameters):

@@ -55,7 +55,7 @@ PACKAGES = (
     "altair",
     "papermill",
 )
-TOKENS = "tokens.csv"
+TOKENS, WORDS = "tokens.csv", "words.csv"
 _RUN = ["model", "weight_decay", "seed"]
 _SCORES = ["accuracy", "top5_accuracy", "learning_speed", "floor_accuracy", "confidence", "ece"]
 _LOSSES = [f"{of}{over}" for of in ("loss", "unigram", "floor", "gain") for over in ("", "_occurrences")]
@@ -78,6 +78,8 @@ TABLES: dict[str, list[str]] = {
 _TOKEN_COLUMNS = ["token_id", "token", "kind", "n_train", "weight_decay"] + [
     f"{of}_{split}" for of in ("loss", "change") for split in SPLITS
 ]
+#: Of the loss by word, which runs have that were evaluated with `by_word`.
+WORD_COLUMNS = [*_RUN, "split", "bin", "bin_low", "n_words", "n_occurrences", "loss", "loss_occurrences"]
 _TEXT = {"model", "variant", "split", "bin", "frequency_class", "kind", "token"}
 _WHOLE = (_TEXT - {"token"}) | {*_RUN, "n_train", "n_train_tokens", "chance", *_MEANS}
 #: Types of the largest vocabulary whose table is written for committing; that of a larger one stays with its runs.
@@ -413,6 +415,7 @@ class Results:
     params: dict[str, Any]
     provenance: dict[str, Any]
     tokens: pd.DataFrame | None = None  # every type's loss and its change with λ, see `token_changes`
+    words: pd.DataFrame | None = None  # loss by frequency bin of words, where the runs were evaluated with `by_word`
 
     @property
     def scale(self) -> str:
@@ -445,9 +448,11 @@ def load_results(folder: str | Path) -> Results:
     if (folder / "experiment.json").exists():
         known = read_experiment(folder / "experiment.json")
         _check_floor(folder, folder)
-        tokens = read_csv(folder / TOKENS, _TOKEN_COLUMNS) if (folder / TOKENS).exists() else None
         return Results(
-            **{name: read_csv(folder / f"{name}.csv", TABLES[name]) for name in TABLES}, **known, tokens=tokens
+            **{name: read_csv(folder / f"{name}.csv", TABLES[name]) for name in TABLES},
+            **known,
+            tokens=_if_all_exist([folder / TOKENS], _TOKEN_COLUMNS),
+            words=_if_all_exist([folder / WORDS], WORD_COLUMNS),
         )
     finished = finished_runs(folder)
     if not finished:
@@ -468,8 +473,21 @@ def load_results(folder: str | Path) -> Results:
         for name, table in tables.items()
     }
     return Results(
-        **tables, counts=counts, params=params, provenance=_shared_provenance(finished), tokens=token_changes(finished)
+        **tables,
+        counts=counts,
+        params=params,
+        provenance=_shared_provenance(finished),
+        tokens=token_changes(finished),
+        words=_if_all_exist([d / "tables" / WORDS for d in finished], WORD_COLUMNS),
     )
+
+
+def _if_all_exist(paths: Sequence[Path], columns: Sequence[str]) -> pd.DataFrame | None:
+    """The table of these files under one another, in the order of the other tables; None if one is missing."""
+    if not all(path.exists() for path in paths):
+        return None
+    table = pd.concat([read_csv(path, columns) for path in paths], ignore_index=True)
+    return table.sort_values([a for a in AXES if a in table], kind="stable", ignore_index=True)
 
 
 def _check_floor(tables: Path, experiment: Path) -> None:
@@ -621,6 +639,8 @@ def write_results(results: Results, folder: str | Path, command: str) -> None:
     tables = {f"{name}.csv": getattr(results, name) for name in TABLES}
     if results.tokens is not None and len(results.tokens) <= MAX_COMMITTED_TYPES:
         tables[TOKENS] = results.tokens
+    if results.words is not None:
+        tables[WORDS] = results.words
     known = {"params": results.params, "provenance": {**results.provenance, "command": command}}
     try:
         for name, table in tables.items():

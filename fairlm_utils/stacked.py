@@ -28,7 +28,7 @@ from fairlm_utils import evaluation, metrics, params, runs, training
 from fairlm_utils.corpora import CorpusError
 from fairlm_utils.evaluation import Predictions
 from fairlm_utils.models import build_model, n_rows, weight_decay_groups
-from fairlm_utils.params import EvaluationParams, ParameterError, TrainingParams
+from fairlm_utils.params import EvaluationParams, ParameterError
 from fairlm_utils.token_loss import IGNORE_INDEX, TokenSums, shifted_targets
 from fairlm_utils.tokenization import TokenizedCorpus, n_ids, tokenize_corpus
 
@@ -36,7 +36,7 @@ from fairlm_utils.tokenization import TokenizedCorpus, n_ids, tokenize_corpus
 OWN = ("seed", "weight_decay", "learning_rate", "decayed_parameters")
 #: What a stack leaves at its default.
 PLAIN = (
-    "embedding_decay", "weight_decay_form", "dropout", "label_smoothing", "loss_weight_exponent", "logit_adjustment",
+    "optimizer", "embedding_decay", "weight_decay_form", "dropout", "label_smoothing", "loss_weight_exponent", "logit_adjustment",
     "gradient_accumulation_steps", "torch_compile",
 )  # fmt: skip
 #: Eager steps before a CUDA graph of one is captured, in which libraries make their handles and buffers.
@@ -50,7 +50,7 @@ def stacks(points: Sequence[EvaluationParams], most: int) -> list[list[Evaluatio
     """
     found: dict[tuple, list[EvaluationParams]] = defaultdict(list)
     for p in points:
-        odd = [name for name in PLAIN if getattr(p, name) != TrainingParams.model_fields[name].default]
+        odd = [name for name in PLAIN if getattr(p, name) != EvaluationParams.model_fields[name].default]
         if odd:
             raise ParameterError(f"{', '.join(odd)}: runs of a stack have the default here; train this one by itself")
         found[tuple((k, v) for k, v in sorted(p.identity().items()) if k not in OWN)].append(p)
@@ -64,7 +64,7 @@ class Stack:
     all of them train on, each in the order that its seed gives it in Trainer; padding needs no mask, for it comes last.
     """
 
-    def __init__(self, points: Sequence[TrainingParams], vocab_size: int, data: training.Blocks):
+    def __init__(self, points: Sequence[EvaluationParams], vocab_size: int, data: training.Blocks):
         self.points, self.p = points, points[0]
         self.device = training.device(self.p)
         members = [build_model(p.model, vocab_size, p.context, p.seed) for p in points]
@@ -199,13 +199,17 @@ class Stack:
             yield from epoch.split(size, dim=1)
 
     @torch.inference_mode()
-    def predictions(self, data: Dataset) -> list[Predictions]:
-        """What the model of each run predicts of the same blocks, see `evaluation.token_sums`."""
+    def predictions(self, data: Dataset) -> tuple[list[Predictions], np.ndarray]:
+        """What the model of each run predicts of the same blocks, see `evaluation.token_sums`, and the losses.
+
+        Losses are [runs, blocks, context] as of there, of no blocks if the runs do not ask for losses by word.
+        """
         n, size = len(self.points), self.vocab_size
         n_bins = metrics.N_CONFIDENCE_BINS
         by_type = TokenSums(n * size, self.device, n_quantities=3)
         calibration = TokenSums(n * size * n_bins, self.device)
         offset = size * torch.arange(n, device=self.device)[:, None]
+        losses = [np.zeros((n, 0, self.p.context), np.float32)]
         self.model.eval()
         for batch in DataLoader(data, batch_size=max(1, 2**18 // (n * self.p.context))):
             ids = batch["input_ids"].to(self.device)
@@ -213,12 +217,13 @@ class Stack:
             with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.p.dtype == "bfloat16"):
                 logits = vmap(self._whole_logits, in_dims=(0, 0, None))(self.weights, self.buffers, ids)
             rows = torch.where(targets == IGNORE_INDEX, IGNORE_INDEX, targets + offset)
-            evaluation.add_predictions(
-                logits.reshape(-1, size), targets.expand(n, -1).flatten(), rows.flatten(), by_type, calibration
-            )
+            every = targets.expand(n, -1).flatten()
+            loss = evaluation.add_predictions(logits.reshape(-1, size), every, rows.flatten(), by_type, calibration)
+            if self.p.by_word:
+                losses.append(evaluation.by_label(loss, every, (n, *ids.shape)))
         self.model.train()
         sums = by_type.read().reshape(n, size, 4), calibration.read().reshape(n, size, n_bins, 3)
-        return [Predictions(*own) for own in zip(*sums, strict=True)]
+        return [Predictions(*own) for own in zip(*sums, strict=True)], np.concatenate(losses, axis=1)
 
     def _whole_logits(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], ids: Tensor) -> Tensor:
         with evaluation.Float32Head(weights[self.head]):
@@ -236,7 +241,8 @@ class Stack:
                 p,
                 {name: weight[i].detach().cpu().numpy() for name, weight in self.weights.items()},
                 (ends, windows[:, i]),
-                {split: predictions[i] for split, predictions in by_split.items()},
+                {split: predictions[i] for split, (predictions, _) in by_split.items()},
+                {split: losses[i] for split, (_, losses) in by_split.items() if p.by_word},
                 seconds / len(self.points),
                 self.device,
             )
@@ -249,6 +255,7 @@ def _write(
     weights: dict[str, np.ndarray],
     curves: tuple[list[int], np.ndarray],
     predictions: dict[str, Predictions],
+    losses: dict[str, np.ndarray],
     seconds: float,
     device: str,
 ) -> None:
@@ -262,7 +269,7 @@ def _write(
     model = build_model(p.model, n_ids(corpus.tokenizer), p.context, p.seed)
     training.save_model(model, {k: torch.from_numpy(w) for k, w in weights.items()}, corpus, directory / "model")
     runs.write_json(directory / "provenance.json", runs.provenance(p, corpus.meta, seconds, device))
-    evaluation.write_predictions(p, directory, corpus, predictions)
+    evaluation.write_predictions(p, directory, corpus, predictions, losses)
 
 
 def train(points: Sequence[EvaluationParams], pool: Executor) -> list[Future]:
@@ -288,12 +295,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", help="experiment file, e.g. params/map.yaml")
     parser.add_argument("--most", type=int, default=96, help="runs in a stack (default: 96)")
     parser.add_argument("--workers", type=int, default=1, help="processes that write what is found (default: 1)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="runs of the variants whose name has this in it")
     params.add_override_option(parser)
     options = parser.parse_args(arguments)
     file = Path(options.file).resolve()
     runs.enter_project()
     try:
-        groups = stacks(params.expand(params.read(file, options.overrides), str(file)), options.most)
+        points = params.expand(params.read(file, options.overrides), str(file))
+        groups = stacks([p for p in points if options.only in p.variant], options.most)
         with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
             waiting: list[Future] = []
             for i, group in enumerate(groups):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import cached_file
 
 from fairlm_utils import runs
-from fairlm_utils.corpora import CorpusError, files_state, load_corpus, source_state
+from fairlm_utils.corpora import CorpusError, load_corpus, source_state
 from fairlm_utils.params import CorpusParams, ParameterError, TokenizationParams, first_line
 from fairlm_utils.token_loss import IGNORE_INDEX
 
@@ -36,6 +36,8 @@ KINDS = ("word start", "word piece", "unspaced letters", "number", "punctuation"
 #: Written to with every change of how documents become ids, so that older caches are not read.
 _FORMAT = 2
 _BATCH = 512
+#: Files of a folder that may say how its tokenizer cuts a text; a model's weights, which may lie beside them, do not.
+_TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 #: Text on which two tokenizers are compared: contractions, digits, runs of white space, other scripts, decomposed marks.
 _PROBE = (
     "In 2024, the café's 12,345 guests didn't leave!  Two  spaces, tabs\tand\n\nlines \n; e\u0301 ﬁne ½ — x_y = foo(bar[10]);"
@@ -72,9 +74,9 @@ def cache_dir(p: TokenizationParams) -> Path:
     """
     fields = [*CorpusParams.model_fields, "tokenizer", "vocab_size", "pre_tokenizer", "lowercase", "bos"]
     made_from = {name: getattr(p, name) for name in fields if name != "corpus_path"}
-    sources = [source_state(p)]
+    sources: list[Any] = [source_state(p)]
     if p.tokenizer != "bpe" and Path(p.tokenizer).exists():  # a folder may hold another tokenizer tomorrow
-        sources.append(files_state(Path(p.tokenizer)))
+        sources.append(runs.digests(p.tokenizer, _TOKENIZER_FILES))  # the same of a copy elsewhere
     digest = hashlib.sha256(json.dumps([made_from, *sources, _FORMAT], sort_keys=True).encode()).hexdigest()
     return runs.within(p.runs_dir, "tokenized", f"{Path(p.corpus).stem[:60]}-{digest[:12]}")
 
@@ -598,7 +600,7 @@ def low_frequency_shares(
     columns = ["vocab_size", "n_tokens", "low_frequency", "below_percentile"]
     if cached.exists() and (found := runs.read_json(cached))["key"] == key:
         return pd.DataFrame(found["rows"], columns=columns)
-    documents, limit = _decoded(corpus, 5000), None
+    documents, limit = decoded(corpus, "train", 5000), None
     rows: list[dict[str, float]] = []
     for size in sorted(vocab_sizes, reverse=True):
         smaller = truncated(corpus.tokenizer, size)
@@ -614,8 +616,10 @@ def low_frequency_shares(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _decoded(corpus: TokenizedCorpus, n: int) -> list[str]:
-    ends = np.append(corpus.train_starts[1:], len(corpus.train))[:n]
+def decoded(corpus: TokenizedCorpus, part: Literal["train", "heldout"], n: int) -> list[str]:
+    """The first `n` documents of a part of the corpus, from their ids: the texts themselves if the tokenizer loses nothing."""
+    ids, starts = getattr(corpus, part), getattr(corpus, f"{part}_starts")
+    ends = np.append(starts[1:], len(ids))[:n]
     first = int(corpus.meta.get("bos", False))
-    pairs = zip(corpus.train_starts[:n] + first, ends - 1, strict=True)  # without BOS and end-of-text token
-    return corpus.tokenizer.batch_decode([corpus.train[a:b].tolist() for a, b in pairs])
+    pairs = zip(starts[:n] + first, ends - 1, strict=True)  # without BOS and end-of-text token
+    return corpus.tokenizer.batch_decode([ids[a:b].tolist() for a, b in pairs])

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from tokenizers import Tokenizer
 
-from fairlm_utils import runs
+from fairlm_utils import metrics, runs
+from fairlm_utils.tokenization import TokenizedCorpus, as_text, decoded
 
 
 def word_of_each_token(text: str, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -101,3 +103,25 @@ def word_counts(documents: Iterable[str], words: Iterable[str]) -> dict[str, int
             if word in counts:
                 counts[word] += 1
     return counts
+
+
+def by_frequency(corpus: TokenizedCorpus, split: str, losses: np.ndarray, n_train_ids: int) -> pd.DataFrame:
+    """Loss by word-frequency bin (`metrics.by_word_bin`, nats) of a run's packed blocks of `split`, from token ids alone.
+
+    `losses` [blocks, context] are those of `evaluation.token_sums`. A word's frequency is its count in the training documents
+    that begin in the first `n_train_ids` ids. So it is one of the text, the same whatever the tokenizer. Raises RunError if
+    the ids do not give the text back.
+    """
+    part: Literal["train", "heldout"] = "train" if split == "training" else "heldout"
+    ids, starts = getattr(corpus, part), getattr(corpus, f"{part}_starts")
+    documents = decoded(corpus, part, int(np.searchsorted(starts, losses.size)))
+    seen = decoded(corpus, "train", int(np.searchsorted(corpus.train_starts, n_train_ids)))
+    first = starts + bool(corpus.meta.get("bos", False))
+    try:
+        words, _ = word_losses(as_text(corpus.tokenizer), documents, ids, first, losses.reshape(-1))
+    except ValueError as error:
+        raise runs.RunError(
+            f"by_word: the tokenizer does not give the text back ({error}); set by_word: false"
+        ) from error
+    counts = word_counts(seen, words["word"].unique())
+    return metrics.by_word_bin(words.assign(n_reference=words["word"].map(counts)))

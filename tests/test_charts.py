@@ -62,6 +62,11 @@ ALL = {
     "models_by_bin": charts.models_by_bin(
         grid(label=["a", "b"], bin_low=[1, 3]).assign(bin="1–2", loss=1.0, n_types=3), "loss", "loss (nats)"
     ),
+    "change_by_tokenizer": charts.models_by_bin(
+        grid(label=["a", "b"], bin_low=[1, 3]).assign(bin="1–2", change=-1.0, low=-2.0, high=0.5, n_words=3),
+        "change",
+        "change of the loss (nats)",
+    ),
     "floors": charts.floors(
         pd.DataFrame(
             [

@@ -1,6 +1,7 @@
 """Statistics over seeds against numbers that can be computed by hand or by scipy."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -203,3 +204,44 @@ def test_changes_at_a_weight_decay_stay_with_their_text():
         assert [cell.split(" ")[0] for cell in table.loc[split].iloc[-4:]] == [f"{sign}{x}.000" for x in (1, 2, 3, 4)]
     with pytest.raises(ValueError, match="no λ above 0"):
         comparisons.at_weight_decay(results, 0.3)
+
+
+def of_tokenizers() -> Results:
+    """Two tokenizers, words and types in two bins, three seeds: losses known by hand, held-out 1 above training."""
+    words, bins = [], []
+    for variant, rare in (("own", {0.0: 9.0, 0.5: 8.0, 1.0: 7.5}), ("theirs", {0.0: 9.0, 0.5: 9.5, 1.0: 12.0})):
+        for seed, (w, loss), split in itertools.product(range(3), rare.items(), ("training", "held-out")):
+            key = {"model": "m", "variant": variant, "weight_decay": w, "seed": seed, "split": split}
+            extra = (split == "held-out") + 0.01 * seed * (w == 0.5)
+            for name, low, n, n_all, own in (
+                ("1–2", 1, 4, 10, loss),
+                ("3–8", 3, 1, 90, {0.0: 3.0, 0.5: 2.0, 1.0: 2.5}[w]),
+            ):
+                row = {**key, "bin": name, "bin_low": low, "loss": own + extra, "loss_occurrences": own + extra}
+                words.append({**row, "n_words": n, "n_occurrences": n_all})
+                bins.append({**row, "n_types": n, "n_tokens": n_all})
+    rest = dict.fromkeys(("totals", "classes", "kinds", "reliability", "curves", "counts"))
+    return Results(**rest, bins=pd.DataFrame(bins), words=pd.DataFrame(words), params={}, provenance={})
+
+
+def test_the_decay_that_held_out_words_choose_and_what_rare_words_forgo_by_it():
+    table = comparisons.tokenizers(of_tokenizers())
+    found = table.set_index(["variant", "unit", "split", "bin"])
+    assert (table["weight_decay"] == 0.5).all()  # over occurrences: 2.6, 2.95 with it, 3.0 at 1, 3.6 at 0
+    rare = found.loc[("own", "word", "held-out", "1–2")]
+    assert (rare["loss_none"], rare["loss"], rare["change"]) == pytest.approx((10.0, 9.01, -0.99))
+    assert (rare["best_weight_decay"], rare["forgone"], rare["n"]) == pytest.approx((1.0, 0.51, 4))
+    half = stats.t.ppf(0.975, 2) * 0.01 / np.sqrt(3)
+    assert (rare["low"], rare["high"]) == pytest.approx((-0.99 - half, -0.99 + half))
+    other = found.loc[("theirs", "token", "training", "1–2")]
+    assert (other["change"], other["best_weight_decay"], other["forgone"]) == pytest.approx((0.51, 0.0, 0.51))
+    assert found.loc[("own", "word", "held-out", "all"), "loss"] == pytest.approx(0.1 * 9.01 + 0.9 * 3.01)
+    said = comparisons.say_tokenizers(table)
+    assert "own: rare words gain by" in said[0] and "theirs: rare words pay for" in said[0] and len(said) == 3
+    assert "under all 1 tokenizers rare words gain" in comparisons.say_tokenizers(table[table["variant"] == "own"])[0]
+    whole = of_tokenizers()
+    some = whole.words[(whole.words["seed"] < 2) | (whole.words["weight_decay"] < 1.0)]
+    with pytest.raises(ValueError, match="train what is missing"):
+        comparisons.tokenizers(dataclasses.replace(whole, words=some))
+    with pytest.raises(ValueError, match="by_word: true"):
+        comparisons.tokenizers(dataclasses.replace(whole, words=None))

@@ -102,7 +102,7 @@ def test_a_packed_panel_is_killed_and_gone_on_with_where_there_are_no_documents(
     assert panel.run(whole, deadline=math.inf)
     copy, folder = imdb.parent / "copy", checkout.parent / "travels"
     shutil.copytree(imdb, copy)
-    assert panel.pack(make(corpus_path=copy)[0], folder) < panel.MAX_FOLDER_BYTES
+    assert panel.pack(make(corpus_path=copy), folder) < panel.MAX_FOLDER_BYTES
     shutil.rmtree(copy)
     held = [path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()]
     assert held and not [1 for content in held if documents[0].encode() in content]
@@ -131,15 +131,15 @@ def test_a_packed_panel_is_killed_and_gone_on_with_where_there_are_no_documents(
 def test_what_cannot_travel_is_refused(make, corpus_file, checkout, tmp_path, monkeypatch):
     p = make()[0]
     with pytest.raises(runs.RunError, match=r"corpus: .*only a corpus of the Hub travels"):
-        panel.pack(p.model_copy(update={"corpus": str(corpus_file)}), tmp_path / "a")
+        panel.pack([p.model_copy(update={"corpus": str(corpus_file)})], tmp_path / "a")
     monkeypatch.setattr(panel, "MAX_FOLDER_BYTES", 2**20)
     with pytest.raises(runs.RunError, match=r"MiB, more than 1; lower max_documents"):
-        panel.pack(p, tmp_path / "b")
+        panel.pack([p], tmp_path / "b")
     with pytest.raises(runs.RunError, match="name a folder that does not exist"):
-        panel.pack(p, tmp_path / "b")
+        panel.pack([p], tmp_path / "b")
     (checkout / "params" / "quick.yaml").write_text("steps: 1\n")
     with pytest.raises(runs.RunError, match=r"\+changes: .*commit what changed"):
-        panel.pack(p, tmp_path / "c")
+        panel.pack([p], tmp_path / "c")
 
 
 def test_pace_and_utilisation_of_a_window(make, monkeypatch, capsys):

@@ -19,7 +19,7 @@ OWN = [
 def points(shared_runs, **values):
     base = {
         "runs_dir": str(shared_runs), "vocab_size": 512, "context": 32, "max_train_blocks": 32, "max_heldout_blocks": 8,
-        "steps": 10, "warmup_steps": 2, "window_steps": 4, "max_documents": 50,
+        "steps": 10, "warmup_steps": 2, "window_steps": 4, "max_documents": 50, "by_word": True,
     }  # fmt: skip
     return [EvaluationParams.check({**base, **own, **values}) for own in OWN]
 
@@ -38,7 +38,7 @@ def test_a_stack_writes_what_each_run_alone_would(shared_runs, dtype, model, wit
         alone = p.model_copy(update={"experiment": "alone"})
         there, here = runs.run_dir(p), evaluation.evaluate(alone)
         runs.check_seal(there)
-        for name in ("totals", "bins", "curves"):
+        for name in ("totals", "bins", "curves", "words"):
             a, b = (pd.read_csv(folder / "tables" / f"{name}.csv") for folder in (there, here))
             losses = [c for c in a if "loss" in c]
             exact = [c for c in a if c.startswith(("n_", "bin", "unigram", "floor", "split", "step", "chance"))]

@@ -1,6 +1,7 @@
 """Tokenizers, ids, blocks and the statistics of counts."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -131,6 +132,19 @@ def test_what_determines_the_ids_determines_the_cache(miniature):
     assert base != tokenization.cache_dir(miniature(vocab_size=301)) != tokenization.cache_dir(miniature(data_seed=1))
 
 
+def test_a_copy_of_a_tokenizer_finds_the_tokenized_corpus_and_another_tokenizer_does_not(miniature, tmp_path):
+    folder, found = tmp_path / "tokenizer", []
+    for n in (260, 270):
+        train_bpe(TEXTS, n).save_pretrained(folder)
+        (folder / "model.safetensors").write_bytes(b"weights of any size")
+        found.append(tokenization.cache_dir(miniature(tokenizer=str(folder))))
+        (folder / "model.safetensors").unlink()
+        for file in folder.iterdir():
+            os.utime(file, (1, n))
+        assert tokenization.cache_dir(miniature(tokenizer=str(folder))) == found[-1]
+    assert found[0] != found[1]
+
+
 def test_a_pre_trained_tokenizer_from_a_folder(tmp_path, byte_level):
     byte_level.save_pretrained(tmp_path)
     assert tokenization.load_tokenizer(str(tmp_path)).eos_token == "</s>"
@@ -167,7 +181,9 @@ def test_low_frequency_shares_are_of_the_types_that_occur(miniature):
     p = miniature(data_seed=3)
     shares = tokenization.low_frequency_shares(p, tokenization.tokenize_corpus(p), [280, 300], 0.95)
     corpus = tokenization.tokenize_corpus(p)
-    counts = token_counts(encode(corpus.tokenizer, tokenization._decoded(corpus, 5000))[0], len(corpus.tokenizer))
+    counts = token_counts(
+        encode(corpus.tokenizer, tokenization.decoded(corpus, "train", 5000))[0], len(corpus.tokenizer)
+    )
     seen = counts[counts > 0]
     assert len(seen) < len(counts)  # most bytes never occur
     assert shares["low_frequency"].iloc[-1] == pytest.approx(1 - tokenization.types_to_cover(seen, 0.95) / len(seen))
@@ -375,7 +391,7 @@ def test_a_corpus_whose_documents_begin_with_bos(miniature, capsys):
     assert "bos auto" not in said and "bos yes: documents begin with <s>" in said  # a BPE trained here has no rule
     assert (begun.train[begun.train_starts] == 1).all() and (begun.train == 1).sum() == len(begun.train_starts)
     assert np.array_equal(begun.train[begun.train != 1], plain.train)
-    assert tokenization._decoded(begun, 50) == tokenization._decoded(plain, 50)
+    assert tokenization.decoded(begun, "train", 50) == tokenization.decoded(plain, "train", 50)
     assert begun.meta["bos"] and "bos" not in plain.meta
 
 

@@ -1,0 +1,65 @@
+"""Loss by word-frequency bin from token ids alone, by hand, and in the tables of a run."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fairlm_utils import evaluation, runs, words
+from fairlm_utils.params import ParameterError
+from fairlm_utils.tokenization import TokenizedCorpus, encode, train_bpe
+
+TRAIN, HELDOUT = ["aa bb aa", "aa cc", "dd dd"], ["aa dd", "xx bb"]
+
+
+@pytest.fixture
+def corpus():
+    """Every byte a token: a word of two letters and its space are three."""
+    tokenizer = train_bpe(TRAIN, 256)
+    (train, train_starts), (heldout, heldout_starts) = encode(tokenizer, TRAIN), encode(tokenizer, HELDOUT)
+    return TokenizedCorpus(tokenizer, train, heldout, train_starts, heldout_starts, {})
+
+
+def test_a_word_s_loss_is_the_sum_of_its_pieces_and_its_bin_that_of_its_count_in_the_blocks_of_training(corpus):
+    losses = np.ones((2, 6), dtype=np.float32)  # "aa dd</s>" and "xx bb</s>" as 12 tokens: each document is a block
+    losses[:, 0] = np.nan
+    losses[1, 4] = 5.0
+    # the first 9 + 6 ids of training are its first two documents: aa 3, bb 1, cc 1, and no dd
+    found = words.by_frequency(corpus, "held-out", losses, 15).set_index("bin")
+    assert found["loss_occurrences"].to_dict() == {
+        "0": 3.0,
+        "1–2": 7.0,
+    }  # " dd", " bb"; aa and xx are cut by their block
+    assert found["n_words"].tolist() == found["n_occurrences"].tolist() == [1, 1]
+    assert words.by_frequency(corpus, "held-out", losses, 21).set_index("bin").loc["1–2", "n_words"] == 2
+    training = words.by_frequency(corpus, "training", np.ones((1, 9), dtype=np.float32), 15).set_index("bin")
+    assert training["loss"].to_dict() == {"1–2": 3.0, "3–8": 2.5} and training["n_occurrences"].tolist() == [1, 2]
+
+
+def test_ids_that_do_not_give_the_text_back_are_a_clear_error(corpus):
+    broken = TokenizedCorpus(
+        corpus.tokenizer, corpus.train, corpus.heldout[::-1].copy(), corpus.train_starts, corpus.heldout_starts, {}
+    )
+    broken.heldout[2] = 200  # half a character
+    with pytest.raises(runs.RunError, match="by_word: the tokenizer does not give the text back"):
+        words.by_frequency(broken, "held-out", np.ones((2, 6), dtype=np.float32), 15)
+
+
+def test_a_run_has_losses_by_word_where_they_were_asked_for_and_committed_tables_keep_them(miniature, tmp_path):
+    p = miniature(experiment="words", steps=2, window_steps=2, by_word=True)
+    assert p.run_id() == miniature(experiment="words", steps=2, window_steps=2).run_id()
+    folder = evaluation.evaluate(p).parent
+    found = runs.load_results(folder)
+    held = found.words[found.words["split"] == "held-out"]
+    assert list(found.words.columns) == runs.WORD_COLUMNS and (held["loss"] > 0).all()
+    tokens = found.totals.set_index("split").loc["held-out", "n_tokens"]
+    assert 8 < held["n_occurrences"].sum() < tokens  # of at most 16 tokens a block
+    runs.write_results(found, tmp_path / "r", "make results")
+    pd.testing.assert_frame_equal(runs.load_results(tmp_path / "r").words, found.words, rtol=1e-6)
+    evaluation.evaluate(miniature(experiment="wordless", steps=2, window_steps=2))
+    assert runs.load_results(folder.parent / "wordless").words is None
+
+
+@pytest.mark.parametrize("values", [{"packing": False}, {"pre_tokenizer": "whitespace-punctuation"}])
+def test_words_that_cannot_be_found_are_refused_before_anything_runs(miniature, values):
+    with pytest.raises(ParameterError, match="by_word: needs packing"):
+        miniature(by_word=True, **values)
