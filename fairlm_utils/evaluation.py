@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlm_utils import floor, metrics, runs, training
+from fairlm_utils import floor, languages, metrics, runs, training
 from fairlm_utils.corpora import CorpusError
 from fairlm_utils.metrics import SPLITS
 from fairlm_utils.models import load_model, n_rows
@@ -184,18 +184,30 @@ def _evaluate(p: EvaluationParams, directory: Path) -> None:
     steps, counts, loss_sums, _ = training.load_curves(directory)
     speed = metrics.learning_speed(steps, counts, loss_sums, vocab_size)
     evaluated = {}
+    losses: dict[str, list[np.ndarray]] | None = (
+        {split: [] for split in SPLITS} if languages.language_files(p) else None
+    )
     for split in SPLITS:
-        predictions = token_sums(model, data[split], p.eval_batch_size, getattr(torch, p.dtype))
+        of_labels = losses[split] if losses else None
+        predictions = token_sums(model, data[split], p.eval_batch_size, getattr(torch, p.dtype), of_labels)
         table = token_table(predictions.by_type, n_train, corpus.tokenizer, speed).join(baselines[split])
         runs.write_table(directory / f"tokens_{split}.parquet", table)
         evaluated[split] = table, predictions.calibration
-    _write_tables(p, directory, evaluated, metrics.learning_curves(steps, counts, loss_sums, n_train))
+    frames = {"curves": metrics.learning_curves(steps, counts, loss_sums, n_train)}
+    if losses:
+        low = metrics.low_frequency(n_train, p.low_frequency_percentile)
+        flat = {split: np.concatenate(of).reshape(-1) for split, of in losses.items()}
+        frames[runs.LANGUAGES] = languages.by_language(p, corpus, flat, low)
+    _write_tables(p, directory, evaluated, frames)
 
 
 def _write_tables(
-    p: EvaluationParams, directory: Path, evaluated: dict[str, tuple[pd.DataFrame, np.ndarray]], curves: pd.DataFrame
+    p: EvaluationParams,
+    directory: Path,
+    evaluated: dict[str, tuple[pd.DataFrame, np.ndarray]],
+    others: dict[str, pd.DataFrame],
 ) -> None:
-    """The run's rows of the experiment's tables, from per-token table and calibration by split and its learning curves."""
+    """The run's rows of the experiment's tables: those of per-token table and calibration by split, and `others` as they are."""
     key = {"model": p.model, "weight_decay": float(p.weight_decay), "seed": p.seed}
     if p.variant:
         key["variant"] = p.variant
@@ -207,7 +219,7 @@ def _write_tables(
         }
         for split, (table, calibration) in evaluated.items()
     }
-    frames = {"curves": curves.assign(**key)}
+    frames = {name: table.assign(**key) for name, table in others.items()}
     frames["counts"] = metrics.count_histogram(evaluated["training"][0]["n_train"])
     if p.variant:
         frames["counts"]["variant"] = p.variant

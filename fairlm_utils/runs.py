@@ -56,6 +56,8 @@ PACKAGES = (
     "papermill",
 )
 TOKENS = "tokens.csv"
+#: Name of the table by language, of runs on a corpus that `fairlm_utils.languages` made.
+LANGUAGES = "languages"
 _RUN = ["model", "weight_decay", "seed"]
 _SCORES = ["accuracy", "top5_accuracy", "learning_speed", "floor_accuracy", "confidence", "ece"]
 _LOSSES = [f"{of}{over}" for of in ("loss", "unigram", "floor", "gain") for over in ("", "_occurrences")]
@@ -78,7 +80,8 @@ TABLES: dict[str, list[str]] = {
 _TOKEN_COLUMNS = ["token_id", "token", "kind", "n_train", "weight_decay"] + [
     f"{of}_{split}" for of in ("loss", "change") for split in SPLITS
 ]
-_TEXT = {"model", "variant", "split", "bin", "frequency_class", "kind", "token"}
+_LANGUAGE_COLUMNS = [*_RUN, "split", "language", "share", "n_bytes", "bits_per_byte", "n_types", "low_frequency_types"]
+_TEXT = {"model", "variant", "split", "language", "bin", "frequency_class", "kind", "token"}
 _WHOLE = (_TEXT - {"token"}) | {*_RUN, "n_train", "n_train_tokens", "chance", *_MEANS}
 #: Types of the largest vocabulary whose table is written for committing; that of a larger one stays with its runs.
 MAX_COMMITTED_TYPES = 5_000
@@ -412,6 +415,7 @@ class Results:
     counts: pd.DataFrame  # the histogram of the training counts n_v
     params: dict[str, Any]
     provenance: dict[str, Any]
+    languages: pd.DataFrame | None = None  # shares, tokens and bits per byte by language, see `languages.by_language`
     tokens: pd.DataFrame | None = None  # every type's loss and its change with λ, see `token_changes`
 
     @property
@@ -446,9 +450,8 @@ def load_results(folder: str | Path) -> Results:
         known = read_experiment(folder / "experiment.json")
         _check_floor(folder, folder)
         tokens = read_csv(folder / TOKENS, _TOKEN_COLUMNS) if (folder / TOKENS).exists() else None
-        return Results(
-            **{name: read_csv(folder / f"{name}.csv", TABLES[name]) for name in TABLES}, **known, tokens=tokens
-        )
+        tables = {name: read_csv(folder / f"{name}.csv", columns) for name, columns in _schemas(folder).items()}
+        return Results(**tables, **known, tokens=tokens)
     finished = finished_runs(folder)
     if not finished:
         raise RunError(
@@ -460,7 +463,7 @@ def load_results(folder: str | Path) -> Results:
         _check_floor(directory / "tables", folder)
     tables = {
         name: pd.concat([read_csv(d / "tables" / f"{name}.csv", columns) for d in finished], ignore_index=True)
-        for name, columns in TABLES.items()
+        for name, columns in _schemas(finished[0] / "tables").items()
     }
     counts = distinct_counts(tables.pop("counts"))
     tables = {
@@ -470,6 +473,11 @@ def load_results(folder: str | Path) -> Results:
     return Results(
         **tables, counts=counts, params=params, provenance=_shared_provenance(finished), tokens=token_changes(finished)
     )
+
+
+def _schemas(folder: Path) -> dict[str, list[str]]:
+    """The tables in a folder and their columns: `TABLES`, and that by language if it is there."""
+    return TABLES | ({LANGUAGES: _LANGUAGE_COLUMNS} if (folder / f"{LANGUAGES}.csv").exists() else {})
 
 
 def _check_floor(tables: Path, experiment: Path) -> None:
@@ -619,6 +627,8 @@ def write_results(results: Results, folder: str | Path, command: str) -> None:
     Raises RunError if the folder cannot be written.
     """
     tables = {f"{name}.csv": getattr(results, name) for name in TABLES}
+    if results.languages is not None:
+        tables[f"{LANGUAGES}.csv"] = results.languages
     if results.tokens is not None and len(results.tokens) <= MAX_COMMITTED_TYPES:
         tables[TOKENS] = results.tokens
     known = {"params": results.params, "provenance": {**results.provenance, "command": command}}
