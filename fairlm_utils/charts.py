@@ -337,17 +337,17 @@ def change_by_language(changes: pd.DataFrame) -> alt.Chart:
         y=alt.Y("language:N", sort=order, title="language, the largest share first"),
         yOffset=alt.YOffset("variant:N", sort=mixtures, scale=alt.Scale(paddingOuter=0.6)),
         color=alt.Color(
-            "variant:N", sort=mixtures, scale=alt.Scale(range=list(CLASS_COLOURS.values())), title="mixture"
+            "variant:N", scale=alt.Scale(domain=mixtures, range=[*CLASS_COLOURS.values()]), title="mixture"
         ),
         tooltip=["language:N", "variant:N", "weight_decay:Q", *_statistics(changes)],
     )
     points = base.mark_point(filled=True, size=60, opacity=1).encode(
         x=alt.X("mean:Q", title="change of the loss from λ = 0 (bits per byte)"),
-        shape=alt.Shape("variant:N", sort=mixtures, title="mixture"),
+        shape=alt.Shape("variant:N", scale=alt.Scale(domain=mixtures), title="mixture"),
     )
     intervals = base.mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q")
     zero = alt.Chart().mark_rule(color="#888888", strokeDash=[3, 3]).encode(x=alt.datum(0))
-    chart = alt.layer(zero, intervals, points).properties(width=WIDTH, height=alt.Step(28), data=changes)
+    chart = alt.layer(zero, intervals, points).properties(width=WIDTH, height=alt.Step(12), data=changes)
     splits = [s for s in SPLITS if s in set(changes["split"])]
     return (
         chart.facet(column=alt.Column("split:N", sort=splits, title=None))

@@ -305,7 +305,7 @@ def verdict(table: pd.DataFrame, confidence: float = 0.95) -> str:
         for variant in best:
             own = of.loc[variant]
             mean, low, high = mean_and_interval(own["difference"], confidence)
-            word = "the same as" if not low * high > 0 else "more than" if mean > 0 else "less than"
+            word = "not reliably more or less than" if not low * high > 0 else "more than" if mean > 0 else "less than"
             said.append(
                 f"{split} text, {variant}: small languages change by {own['small'].mean():+.3f} bits per byte, the large one by "
                 f"{own['large'].mean():+.3f}, so decay costs the small ones {word} the large one ({mean:+.3f}, {low:+.3f} to {high:+.3f})"
