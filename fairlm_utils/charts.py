@@ -49,6 +49,7 @@ REMEDY_COLOURS = {
     "loss": "#d55e00",
     "loss and decay by row": "#cc79a7",
     "loss and which decay": "#e69f00",
+    "optimiser": "#f0e442",
     "other regulariser": "#56b4e9",
 }
 
@@ -396,21 +397,20 @@ def reliability(curves: pd.DataFrame) -> alt.Chart:
 
 
 def pareto(numbers: pd.DataFrame, x: str = "heldout_average") -> alt.VConcatChart:
-    """Remedies: loss of the rarest types (y, nats) against held-out average loss (x, nats); lower left is better.
+    """Remedies: held-out loss of low-frequency types (y, nats) against that of all text (x, nats); lower left is better.
 
-    `numbers`: regime, variant, kind_of_remedy, `x`, rarest, each with _low and _high (intervals over seeds), and front
-    (whether no other variant is better on both). A panel a regime; points are numbered from left to right, and the list
-    beside a panel names them, those on the front in bold. The y axis is logarithmic where losses differ by more than
-    five times; intervals are cut off where it ends.
+    `numbers`: regime, variant, kind_of_remedy, `x`, heldout_low_frequency, each with _low and _high (intervals over seeds),
+    front (whether no other variant is better on both) and recommended, ringed. A panel per regime; points are numbered from
+    left to right, and the list beside a panel names them, those on the front in bold.
     """
     panels = [_pareto_panel(frame, str(name), x) for name, frame in numbers.groupby("regime", sort=False)]
     return (
         alt.vconcat(*panels)
         .resolve_scale(color="shared", shape="shared")
         .properties(
-            title="Remedies: what rare types pay and what all text gains",
-            description="Scatter of the loss of the rarest types against the held-out average loss, a numbered point a remedy, "
-            "a panel a regime, with intervals over seeds and a list of the remedies",
+            title="Remedies on held-out text: rare types against all",
+            description="Scatter of the held-out loss of low-frequency types against the held-out average loss, a numbered point per "
+            "remedy and a panel per regime, with intervals over seeds, a list of the remedies and a ring around the one recommended",
         )
     )
 
@@ -418,13 +418,10 @@ def pareto(numbers: pd.DataFrame, x: str = "heldout_average") -> alt.VConcatChar
 def _pareto_panel(frame: pd.DataFrame, regime: str, x: str) -> alt.HConcatChart:
     frame = frame.sort_values(x, kind="stable").assign(number=np.arange(1, len(frame) + 1))
     frame["line"] = frame["number"].map("{:>2}  ".format) + frame["variant"]
-    logarithmic = frame["rarest"].max() > 5 * frame["rarest"].min() > 0
-    if logarithmic:
-        frame["rarest_low"] = frame["rarest_low"].clip(lower=frame["rarest"].min() / 2)
-    scale = {"type": "log", "nice": False} if logarithmic else {"zero": False}
     kinds = list(REMEDY_COLOURS)
-    x_title, y_title = "held-out average loss (nats)", "loss of the rarest types (nats)"
-    y = alt.Y("rarest:Q", title=y_title, scale=alt.Scale(**scale, padding=8))
+    x_title, y_title = "held-out average loss (nats)", "held-out loss of low-frequency types (nats)"
+    field = "heldout_low_frequency"
+    y = alt.Y(f"{field}:Q", title=y_title, scale=alt.Scale(zero=False, padding=8))
     base = alt.Chart().encode(x=alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, padding=12)), y=y)
     rule = {"color": "#909090", "opacity": 0.7, "clip": True}
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
@@ -435,11 +432,12 @@ def _pareto_panel(frame: pd.DataFrame, regime: str, x: str) -> alt.HConcatChart:
             title="acts on",
         ),
         shape=alt.Shape("kind_of_remedy:N", sort=kinds, scale=alt.Scale(domain=kinds), title="acts on"),
-        tooltip=["variant:N", *(alt.Tooltip(f"{k}:Q", format=".3f") for k in (x, "rarest"))],
+        tooltip=["variant:N", *(alt.Tooltip(f"{k}:Q", format=".3f") for k in (x, field))],
     )
     numbered = alt.layer(
         base.mark_rule(**rule).encode(x=f"{x}_low:Q", x2=f"{x}_high:Q"),
-        base.mark_rule(**rule).encode(y=alt.Y("rarest_low:Q", title=y_title), y2="rarest_high:Q"),
+        base.mark_rule(**rule).encode(y=alt.Y(f"{field}_low:Q", title=y_title), y2=f"{field}_high:Q"),
+        base.transform_filter("datum.recommended").mark_point(size=300, color="black", opacity=1),
         points,
         base.mark_text(align="left", dx=6, dy=-7, fontSize=11).encode(text="number:N"),
     ).properties(width=1.25 * WIDTH, height=1.4 * HEIGHT, title=regime)

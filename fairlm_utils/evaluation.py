@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,15 @@ from fairlm_utils.metrics import SPLITS
 from fairlm_utils.models import load_model, n_rows
 from fairlm_utils.params import EvaluationParams, ParameterError, add_override_option, read
 from fairlm_utils.token_loss import IGNORE_INDEX, TokenSums, prediction_statistics, shifted_targets
-from fairlm_utils.tokenization import n_ids, spell, target_counts, text_now, token_kinds, tokenize_corpus
+from fairlm_utils.tokenization import (
+    TokenizedCorpus,
+    n_ids,
+    spell,
+    target_counts,
+    text_now,
+    token_kinds,
+    tokenize_corpus,
+)
 
 
 class Predictions(NamedTuple):
@@ -38,19 +46,20 @@ class Predictions(NamedTuple):
     calibration: np.ndarray
 
 
-class _Float32Head(TorchFunctionMode):
-    """Within the context the head's product is worked out in float32, whatever autocast or the model's own dtype are.
+class Float32Head(TorchFunctionMode):
+    """Within the context the product of the head with this `weight` is worked out in float32.
 
-    Logits rounded to 16 bits often tie for the largest, which would count as an error; layers keep their dtype.
+    Whatever autocast or the model's own dtype are: logits rounded to 16 bits often tie for the largest, which would
+    count as an error; layers keep their dtype.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, weight: torch.Tensor):
         super().__init__()
-        self.weight, self.device = (model.get_output_embeddings() or model.get_input_embeddings()).weight, model.device
+        self.weight = weight
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.linear and len(args) > 1 and args[1] is self.weight:
-            with torch.autocast(self.device.type, enabled=False):
+            with torch.autocast(self.weight.device.type, enabled=False):
                 return func(*(a if a is None else a.float() for a in args), **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
@@ -78,20 +87,16 @@ def token_sums(
     with (
         torch.inference_mode(),
         torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32),
-        nullcontext() if whole else _Float32Head(model),
+        nullcontext() if whole else Float32Head((model.get_output_embeddings() or model.get_input_embeddings()).weight),
     ):
         for batch in runs.progress(DataLoader(data, batch_size=batch_size), desc="evaluating", unit="batch"):
             batch = {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
             targets = shifted_targets(batch.pop("labels"))
             logits = model(**batch, use_cache=False).logits
-            loss, rank, confidence = prediction_statistics(logits.reshape(-1, logits.shape[-1]), targets)
-            by_type.add(targets, loss, rank == 0, rank < 5)
+            loss = add_predictions(logits.reshape(-1, logits.shape[-1]), targets, targets, by_type, calibration)
             if losses is not None:
                 own = torch.where(targets == IGNORE_INDEX, torch.nan, loss).reshape(logits.shape[:2])
                 losses.append(own.roll(1, dims=1).cpu().numpy())  # the last position of a block has no target
-            bins = (confidence * n_bins).long().clamp(0, n_bins - 1)  # not a number is the least there is
-            index = torch.where(targets == IGNORE_INDEX, IGNORE_INDEX, targets * n_bins + bins)
-            calibration.add(index, confidence, rank == 0)
     model.train(was_training)
     if not np.isfinite(sums := by_type.read()).all():
         raise runs.RunError(
@@ -99,6 +104,18 @@ def token_sums(
             f"{dtype} overflows; choose another checkpoint or dtype"
         )
     return Predictions(sums, calibration.read().reshape(vocab_size, n_bins, 3))
+
+
+def add_predictions(
+    logits: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, by_type: TokenSums, calibration: TokenSums
+) -> torch.Tensor:
+    """Add what `logits` [n, vocabulary] predict of `targets` [n] to the `rows` [n] of two sums; the losses [n] (nats)."""
+    loss, rank, confidence = prediction_statistics(logits, targets)
+    by_type.add(rows, loss, rank == 0, rank < 5)
+    n_bins = metrics.N_CONFIDENCE_BINS
+    bins = (confidence * n_bins).long().clamp(0, n_bins - 1)  # not a number is the least there is
+    calibration.add(torch.where(rows == IGNORE_INDEX, IGNORE_INDEX, rows * n_bins + bins), confidence, rank == 0)
+    return loss
 
 
 def token_table(
@@ -172,33 +189,47 @@ def evaluate(p: EvaluationParams) -> Path:
 def _evaluate(p: EvaluationParams, directory: Path) -> None:
     corpus = tokenize_corpus(p)
     model = load_model(directory / "model", n_ids(corpus.tokenizer)).to(training.device(p))
-    data: dict[str, Dataset] = {
-        "training": training.training_blocks(p, corpus),
-        "held-out": training.heldout_blocks(p, corpus),
-    }
-    vocab_size = n_rows(model)
-    n_train = target_counts(data["training"].labels.numpy(), vocab_size)
-    baselines = floor.baselines(data["training"], vocab_size)
-    if p.max_evaluated_train_blocks:
-        data["training"] = Subset(data["training"], range(min(p.max_evaluated_train_blocks, len(data["training"]))))
+    data = evaluated_blocks(p, corpus)
+    dtype = getattr(torch, p.dtype)
+    predictions = {split: token_sums(model, data[split], p.eval_batch_size, dtype) for split in SPLITS}
+    write_predictions(p, directory, corpus, predictions)
+
+
+def evaluated_blocks(p: EvaluationParams, corpus: TokenizedCorpus) -> dict[str, Dataset]:
+    """The blocks that a run is evaluated on, by split."""
+    train = training.training_blocks(p, corpus)
+    n = min(p.max_evaluated_train_blocks or len(train), len(train))
+    return {"training": Subset(train, range(n)), "held-out": training.heldout_blocks(p, corpus)}
+
+
+def write_predictions(
+    p: EvaluationParams, directory: Path, corpus: TokenizedCorpus, predictions: Mapping[str, Predictions]
+) -> None:
+    """Write the per-token tables of a run and its rows of the experiment's tables, from its predictions by split."""
+    vocab_size = len(predictions["training"].by_type)
+    train = training.training_blocks(p, corpus)
+    n_train, baselines = target_counts(train.labels.numpy(), vocab_size), floor.baselines(train, vocab_size)
     steps, counts, loss_sums, _ = training.load_curves(directory)
     speed = metrics.learning_speed(steps, counts, loss_sums, vocab_size)
     evaluated = {}
-    losses: dict[str, list[np.ndarray]] | None = (
-        {split: [] for split in SPLITS} if languages.language_files(p) else None
-    )
     for split in SPLITS:
-        of_labels = losses[split] if losses else None
-        predictions = token_sums(model, data[split], p.eval_batch_size, getattr(torch, p.dtype), of_labels)
-        table = token_table(predictions.by_type, n_train, corpus.tokenizer, speed).join(baselines[split])
+        table = token_table(predictions[split].by_type, n_train, corpus.tokenizer, speed).join(baselines[split])
         runs.write_table(directory / f"tokens_{split}.parquet", table)
-        evaluated[split] = table, predictions.calibration
+        evaluated[split] = table, predictions[split].calibration
     frames = {"curves": metrics.learning_curves(steps, counts, loss_sums, n_train)}
-    if losses:
+    if languages.language_files(p):
         low = metrics.low_frequency(n_train, p.low_frequency_percentile)
-        flat = {split: np.concatenate(of).reshape(-1) for split, of in losses.items()}
-        frames[runs.LANGUAGES] = languages.by_language(p, corpus, flat, low)
+        frames[runs.LANGUAGES] = languages.by_language(p, corpus, _losses_of_ids(p, directory, corpus), low)
     _write_tables(p, directory, evaluated, frames)
+
+
+def _losses_of_ids(p: EvaluationParams, directory: Path, corpus: TokenizedCorpus) -> dict[str, np.ndarray]:
+    """Losses (nats) of each split's flat ids as far as its blocks reach, NaN where an id is no target, by the saved model."""
+    model = load_model(directory / "model", n_ids(corpus.tokenizer)).to(training.device(p))
+    losses: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    for split, data in evaluated_blocks(p, corpus).items():
+        token_sums(model, data, p.eval_batch_size, getattr(torch, p.dtype), losses[split])
+    return {split: np.concatenate(of).reshape(-1) for split, of in losses.items()}
 
 
 def _write_tables(

@@ -40,6 +40,10 @@ QWEN2_SIZES: dict[str, dict[str, Any]] = {
     "qwen2-tiny": _TINY,
     "qwen2-tiny-wide": {**_TINY, "hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 512},
     "qwen2-tiny-deep": {**_TINY, "num_hidden_layers": 4},
+    "qwen2-tiny-wider": {**_TINY, "hidden_size": 512, "num_attention_heads": 16, "intermediate_size": 1024},
+    "qwen2-40m": dict(
+        hidden_size=512, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4, intermediate_size=1408
+    ),
     "qwen2-0.5b": dict(
         hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864
     ),

@@ -195,14 +195,19 @@ class TrainingParams(TokenizationParams):
         "all",
         description="what λ acts on: all, matrices, no-embedding, no-embedding-nor-norms, embedding, head or norms",
     )
-    embedding_decay: Literal["uniform", "when-seen", "frequency"] = Field(
-        "uniform", description="rows of embedding and head decay alike, when their token occurs, or by its frequency"
+    embedding_decay: Literal["uniform", "when-seen", "lazy", "frequency"] = Field(
+        "uniform",
+        description="rows of embedding and head decay alike, when their token occurs, then by all owed (lazy), or by frequency",
     )
     frequency_exponent: float = Field(
         1.0, ge=0, description="γ of embedding_decay frequency, a row decays by λ·min(1, n_v/n_95)^γ"
     )
-    weight_decay_form: Literal["decoupled", "l2"] = Field(
-        "decoupled", description="decoupled as in AdamW, or l2 as a term of the loss"
+    weight_decay_form: Literal["decoupled", "cautious", "l2"] = Field(
+        "decoupled",
+        description="decoupled as in AdamW, cautious only where the update agrees in sign, or l2 as a term of the loss",
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw, or muon for the matrices of the layers and AdamW for the rest"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of embeddings and of what each layer's parts add")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the vocabulary")
@@ -249,6 +254,7 @@ class TrainingParams(TokenizationParams):
             "embedding_decay",
             "frequency_exponent",
             "weight_decay_form",
+            "optimizer",
             "dropout",
             "label_smoothing",
             "loss_weight_exponent",
@@ -278,11 +284,18 @@ class TrainingParams(TokenizationParams):
         return self
 
     @model_validator(mode="after")
-    def _rows_are_whole(self) -> Self:
+    def _decay_is_possible(self) -> Self:
         if self.embedding_decay != "uniform" and self.sharded:
             raise ValueError("embedding_decay: needs whole rows of the embedding; set uniform or sharded: false")
-        if self.embedding_decay != "uniform" and self.weight_decay_form == "l2":
+        if self.embedding_decay != "uniform" and self.weight_decay_form != "decoupled":
             raise ValueError("embedding_decay: is a decoupled decay; set weight_decay_form: decoupled")
+        if self.optimizer == "muon" and (
+            self.sharded or self.embedding_decay != "uniform" or self.weight_decay_form != "decoupled"
+        ):
+            raise ValueError(
+                "optimizer: muon takes whole matrices and plain decoupled decay; set sharded: false, embedding_decay: uniform "
+                "and weight_decay_form: decoupled, or optimizer: adamw"
+            )
         return self
 
     def identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Remedies for the rare tokens' loss: decay of embedding rows that knows their frequency, other objectives, dropout.
+"""Remedies for the rare tokens' loss: other decays of rows and weights, Muon, other objectives, dropout.
 
 optimizer = frequency_aware_adamw(model, lr=3e-4, weight_decay=0.1)      # a row decays in steps in which its token occurs
 """
@@ -32,6 +32,11 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
     whose gradient was dropped, as in a step that GradScaler skips. A weight without gradient (frozen, as under LoRA) does not
     decay, and a head's bias decays as any other parameter.
 
+    With `lazy` a row that is seen is multiplied by 1 − η λ of every step since it was last seen: as much decay as AdamW's, in
+    the steps of *when seen*. FBGEMM has it by a counter of steps (AdagradW, RMSpropAR; lazy regularisation in Carpenter 2008),
+    and its decoupled counter mode, 1 − η λ h / c, with c the occurrences counted with half-life h, comes near it for types that
+    occur more often than once in h. What is owed after the last occurrence stays unpaid.
+
     Scale and marks are in the group, and so in `state_dict`; a checkpoint of AdamW over the same groups can be loaded.
     Copies and pickles keep the behaviour for a model copied with them: `copy.deepcopy((model, optimizer))`.
 
@@ -40,7 +45,15 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
     itself and not of a wrapper.
     """
 
-    def __init__(self, params: list[dict], *, model: PreTrainedModel, row_scale: Tensor | None = None, **adamw: Any):
+    def __init__(
+        self,
+        params: list[dict],
+        *,
+        model: PreTrainedModel,
+        row_scale: Tensor | None = None,
+        lazy: bool = False,
+        **adamw: Any,
+    ):
         modules = embedding_and_head(model)
         super().__init__(params, **adamw)
         if self.defaults["differentiable"]:
@@ -55,6 +68,9 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
         if not rows["row_weight_decay"] >= 0:
             raise ValueError(f"row_weight_decay is {rows['row_weight_decay']}; give a number of 0 or more")
         rows["seen"], rows["row_scale"] = torch.zeros(len(weight), dtype=torch.uint8, device=weight.device), None
+        rows["owed"] = torch.ones(len(weight), device=weight.device) if lazy else None
+        if lazy and row_scale is not None:
+            raise ValueError("lazy: a row pays the decay of AdamW when it is seen; leave row_scale out")
         if row_scale is not None:
             if row_scale.shape != (len(weight),) or not ((row_scale >= 0) & row_scale.isfinite()).all():
                 raise ValueError(
@@ -153,25 +169,30 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def _decay_rows(self, _: torch.optim.Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is not None:  # its backward pass comes before the decay, as in AdamW
-            with torch.enable_grad():
-                loss = closure()
+        arguments = _closure_first(args, kwargs)
         self._check_rows()
         rows = self._rows
         if rows["row_weight_decay"]:
-            scale = self._scale(rows["params"][0].device)
+            scale, decay = self._scale(rows["params"][0].device), rows["lr"] * rows["row_weight_decay"]
             found_inf = getattr(self, "found_inf", None)  # GradScaler leaves it to fused kernels to skip a step
             if found_inf is not None:
                 scale = scale * (found_inf == 0).to(scale.device)
-            for weight in rows["params"]:
-                if weight.grad is not None and weight.requires_grad:
-                    # at least float32: a factor in bfloat16 would be off by more than the decay
-                    strength = scale.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-                    weight.mul_((1.0 - rows["lr"] * rows["row_weight_decay"] * strength)[:, None])
+            trained = [weight for weight in rows["params"] if weight.grad is not None and weight.requires_grad]
+            if rows["owed"] is not None and trained:
+                ran = 1.0 if found_inf is None else (found_inf == 0).to(scale.device)
+                rows["owed"] = rows["owed"].to(scale.device) * (1.0 - decay * ran)
+            for weight in trained:
+                # at least float32: a factor in bfloat16 would be off by more than the decay
+                strength = scale.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+                if rows["owed"] is None:
+                    weight.mul_((1.0 - decay * strength)[:, None])
+                else:
+                    weight.mul_(torch.where(strength > 0, rows["owed"].to(strength), 1.0)[:, None])
+            if rows["owed"] is not None and trained:
+                rows["owed"][scale > 0] = 1.0
         rows["seen"].zero_()
         self._accumulated = None
-        return None if closure is None else (args[:1], {"closure": lambda: loss})
+        return arguments
 
     def _scale(self, device: torch.device) -> Tensor:
         rows = self._rows
@@ -184,13 +205,13 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
         return rows["seen"].to(torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
-        """As of AdamW; the group of the rows also holds `row_weight_decay`, `row_scale` and the marks `seen`."""
+        """As of AdamW; the group of the rows also holds `row_weight_decay`, `row_scale`, `seen` and `owed`."""
         self._forget_dropped_batches()
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of AdamW, whose checkpoints, which know no rows, leave scale and decay of the rows as they are."""
-        own = ("weight_decay", "row_weight_decay", "row_scale", "seen")
+        own = ("weight_decay", "row_weight_decay", "row_scale", "seen", "owed")
         groups = [
             {**saved, **{key: group[key] for key in own}}
             if "row_weight_decay" in group and "row_weight_decay" not in saved
@@ -227,6 +248,94 @@ class _LookUp:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         if (optimizer := self.optimizer()) is not None and module.training and torch.is_grad_enabled():
             optimizer._looked_up(args[0] if args else next(iter(kwargs.values())), output)
+
+
+class CautiousAdamW(torch.optim.AdamW):
+    """AdamW whose decoupled weight decay acts only on coordinates that the update takes towards 0.
+
+    Cautious weight decay (Chen et al. 2025, arXiv 2510.12402): x ← x − η (u + λ 𝟙[u·x ≥ 0] x), elementwise, with u the update
+    of Adam, whose sign is that of its first moment. All else is AdamW, which it is wherever u and x agree.
+    """
+
+    def __init__(self, params: Any, **adamw: Any):
+        super().__init__(params, **adamw)
+        if self.defaults["maximize"] or self.defaults["differentiable"]:
+            raise ValueError("maximize, differentiable: cautious decay knows neither; leave them out")
+        # GradScaler then leaves out the whole step itself, decay included, where a gradient is not finite
+        self._step_supports_amp_scaling = False
+        for group in self.param_groups:
+            group["cautious_weight_decay"], group["weight_decay"] = group["weight_decay"], 0.0
+        self.register_step_pre_hook(CautiousAdamW._decay)
+
+    @torch.no_grad()
+    def _decay(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        arguments = _closure_first(args, kwargs)
+        for group in self.param_groups:
+            decay, beta1 = group["lr"] * group["cautious_weight_decay"], group["betas"][0]
+            for weight in group["params"] if group["cautious_weight_decay"] else ():
+                if weight.grad is not None:
+                    before = self.state[weight].get("exp_avg", torch.zeros_like(weight))
+                    agrees = before.lerp(weight.grad, 1 - beta1).sign() * weight >= 0
+                    weight.mul_(1.0 - decay * agrees)
+        return arguments
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not self._optimizer_step_pre_hooks:  # a copy or an unpickled one, which keep no hooks
+            self.register_step_pre_hook(CautiousAdamW._decay)
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for the matrices of the layers and AdamW for all else: embeddings, head, norm gains and biases.
+
+    `params` are groups with a `weight_decay` each, as of `models.weight_decay_groups`; further arguments are AdamW's. Muon is
+    PyTorch's (Jordan et al. 2024), its step scaled to the size of AdamW's (`match_rms_adamw`, Liu et al. 2025, arXiv
+    2502.16982), so that learning rate and λ mean the same for both. Momentum and iterations are Muon's defaults. Matrices must
+    be whole on each device. Both optimisers act on the groups and the state of this one, which a scheduler and a checkpoint
+    see as those of any other.
+    """
+
+    def __init__(self, params: list[dict], *, model: PreTrainedModel, lr: float, weight_decay: float, **adamw: Any):
+        embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+        rows = {id(module.weight) for module in (*embeddings, *embedding_and_head(model))}
+        split: dict[bool, list[dict]] = {True: [], False: []}
+        for group in params:
+            for of_muon, chosen in split.items():
+                of_kind = [p for p in group["params"] if (p.dim() == 2 and id(p) not in rows) == of_muon]
+                chosen += [{**group, "params": of_kind}] if of_kind else []
+        settings = {"lr": lr, "weight_decay": weight_decay}
+        self._muon = torch.optim.Muon(split[True], adjust_lr_fn="match_rms_adamw", **settings)
+        self._adamw = torch.optim.AdamW(split[False], **settings, **adamw)
+        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], settings)
+        self._share()
+
+    def _share(self) -> None:
+        n = len(self._muon.param_groups)
+        self._muon.param_groups, self._adamw.param_groups = self.param_groups[:n], self.param_groups[n:]
+        self._muon.state = self._adamw.state = self.state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # by which load_state_dict puts other groups and another state in place
+        self._share()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._muon.step()
+        self._adamw.step()
+        return loss
+
+
+def _closure_first(args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """Run the closure of a step before its decay, as AdamW does; the arguments that the step goes on with."""
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        loss = closure()
+    return args[:1], {"closure": lambda: loss}
 
 
 def _nothing() -> None:

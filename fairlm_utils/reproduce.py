@@ -133,15 +133,11 @@ def reproduce(
 
 def _notebooks_of(results: runs.Results) -> tuple[str, ...]:
     """The notebooks that show an experiment: the paper's figures, or remedies; none for other variants."""
+    from fairlm_utils.comparisons import has_remedies
+
     if "variant" not in results.totals:
         return ("04_figures", "05_theory")
-    return ("07_remedies",) if _has_references(results) else ()
-
-
-def _has_references(results: runs.Results) -> bool:
-    from fairlm_utils.comparisons import DECAY_ON_ALL, NO_DECAY
-
-    return {NO_DECAY, DECAY_ON_ALL} <= set(results.totals["variant"])
+    return ("07_remedies",) if has_remedies(results) else ()
 
 
 def _tables(results: runs.Results) -> dict[str, pd.DataFrame]:
@@ -156,15 +152,15 @@ def _tables(results: runs.Results) -> dict[str, pd.DataFrame]:
         return {"Claims": claims.claims(results).drop(columns="model"), **in_common}
     if not (results.totals["weight_decay"] > 0).any():  # a tuning of other parameters
         return in_common
-    if not _has_references(results):
+    if not comparisons.has_remedies(results):
         return {"Change from λ = 0": comparisons.at_weight_decay(results, np.inf), **in_common}
     numbers = comparisons.remedy_numbers(results)
-    cost = comparisons.cost_split(numbers)
-    judged = comparisons.judge_remedies(numbers, cost).round(3)
-    four = ("training_balanced", "heldout_average", "heldout_balanced", "heldout_rarest", "training_rarest")
+    measures = [m for m in comparisons.MEASURES if m in numbers]
     return {
-        f"Remedies (decay costs the rarest types on {cost} text)": judged,
-        "Four numbers": comparisons.mean_sd(numbers, "variant", four),
+        "Remedies: change from plain decay, sorted by what rare types gain": comparisons.judge_remedies(numbers).round(
+            4
+        ),
+        "Measures": comparisons.mean_sd(numbers, "variant", measures),
         **in_common,
     }
 
@@ -172,7 +168,7 @@ def _tables(results: runs.Results) -> dict[str, pd.DataFrame]:
 def _picture(results: runs.Results) -> Any:
     from fairlm_utils import charts, comparisons, metrics
 
-    if "variant" in results.totals and _has_references(results):
+    if comparisons.has_remedies(results):
         points = comparisons.remedy_points(comparisons.remedy_numbers(results), results.params["variants"])
         return charts.pareto(points.assign(regime=results.params["experiment"]))
     baselines = metrics.baselines(results.bins, results.totals)
@@ -189,12 +185,12 @@ def _check_models(asked: Sequence[tuple[str, int, int]]) -> None:
 
 def _save(results: runs.Results, folder: Path, command: str) -> None:
     """The small tables for committing, with a page that shows them and the figure of loss by frequency."""
-    from fairlm_utils import charts
+    from fairlm_utils import charts, comparisons
 
     runs.write_results(results, folder, command)
     chart = _picture(results)
     picture, *_ = charts.png(chart)
-    file = "remedies.png" if "variant" in results.totals and _has_references(results) else "loss_by_frequency.png"
+    file = "remedies.png" if comparisons.has_remedies(results) else "loss_by_frequency.png"
     lines = [
         f"# {results.params['experiment']}",
         f"Made by `{command}` at commit {', '.join(results.provenance['git_commits'])}.",

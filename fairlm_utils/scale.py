@@ -396,7 +396,7 @@ def time_scale(p: TrainingParams, epochs: float) -> float:
 
     Decay alone multiplies a weight by 1/e in τ, the span over which AdamW's weights average its updates (Wang & Aitchison
     2024, arXiv 2405.13698). Wherever the rate is below its peak it is longer. Infinite at λ = 0, NaN if the decay is a term
-    of the loss, which Adam scales.
+    of the loss, which Adam scales, or cautious, which acts in some of the steps.
     """
     if p.weight_decay_form != "decoupled":
         return float("nan")

@@ -23,7 +23,7 @@ from fairlm_utils import runs
 from fairlm_utils.cost import STATE_BYTES
 from fairlm_utils.models import build_model, n_rows, physical_memory, weight_decay_groups
 from fairlm_utils.params import AuditParams, ParameterError, TrainingParams, first_line
-from fairlm_utils.remedies import FrequencyAwareAdamW, dropout, frequency_scale, objective
+from fairlm_utils.remedies import CautiousAdamW, FrequencyAwareAdamW, MuonWithAdamW, dropout, frequency_scale, objective
 from fairlm_utils.scale import time_scale
 from fairlm_utils.token_loss import TokenSums, record_token_loss
 from fairlm_utils.tokenization import TokenizedCorpus, blocks, n_ids, target_counts, text_now, tokenize_corpus
@@ -78,11 +78,12 @@ def _blocks(p: TrainingParams, corpus: TokenizedCorpus, ids: np.ndarray, starts:
 def optimizer_and_schedule(
     p: TrainingParams, groups: list[dict], adam: Callable[..., torch.optim.Optimizer] | None = None
 ) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW over explicit parameter groups (Adam if the decay is a term of the loss) and its learning-rate schedule.
+    """AdamW over explicit parameter groups, by the form of its decay, and its learning-rate schedule.
 
     `adam` makes another of the family, from the same arguments.
     """
-    optimizer = (adam or (torch.optim.AdamW if p.weight_decay_form == "decoupled" else torch.optim.Adam))(
+    forms = {"decoupled": torch.optim.AdamW, "cautious": CautiousAdamW, "l2": torch.optim.Adam}
+    optimizer = (adam or forms[p.weight_decay_form])(
         groups,
         lr=p.learning_rate,
         betas=(p.adam_beta1, p.adam_beta2),
@@ -171,9 +172,13 @@ class _Trainer(Trainer):
             p, model = self.p, model or self.model
             by_row = p.embedding_decay != "uniform"
             groups, _ = weight_decay_groups(model, p.weight_decay, p.decayed_parameters, rows_apart=by_row)
-            by_counts = p.embedding_decay == "frequency"
+            by_counts, lazy = (p.embedding_decay == name for name in ("frequency", "lazy"))
             scale = frequency_scale(self.n_train, p.frequency_exponent) if by_counts else None
-            adam = partial(FrequencyAwareAdamW, model=model, row_scale=scale) if by_row else None
+            adam: Callable[..., torch.optim.Optimizer] | None = None
+            if by_row:
+                adam = partial(FrequencyAwareAdamW, model=model, row_scale=scale, lazy=lazy)
+            elif p.optimizer == "muon":
+                adam = partial(MuonWithAdamW, model=model)
             self.optimizer, self.lr_scheduler = optimizer_and_schedule(p, groups, adam)
         return self.optimizer
 
@@ -285,7 +290,7 @@ def _train(p: TrainingParams, directory: Path, callbacks: Sequence[TrainerCallba
     if not is_main_process():
         return
     recorder.save(directory / CURVES)
-    _save_model(model, weights, corpus, directory / "model")
+    save_model(model, weights, corpus, directory / "model")
     runs.write_json(
         directory / "provenance.json",
         runs.provenance(p, corpus.meta, time.monotonic() - started, str(trainer.args.device)),
@@ -293,7 +298,8 @@ def _train(p: TrainingParams, directory: Path, callbacks: Sequence[TrainerCallba
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
-def _save_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus, path: Path) -> None:
+def save_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus, path: Path) -> None:
+    """Write a model with these weights, and the tokenizer, to a folder that is there whole or not at all."""
     temporary = path.with_name(".model.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(path, ignore_errors=True)  # left by a start that was cut short before provenance.json
@@ -397,7 +403,7 @@ def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) 
 def decay_sum(p: TrainingParams) -> float:
     """λ Σ lr over all steps: decay alone multiplies a weight by about exp of minus this over the run.
 
-    NaN if the decay is a term of the loss, which Adam scales.
+    NaN if the decay is a term of the loss, which Adam scales, or cautious, which acts in some of the steps.
     """
     if p.weight_decay_form != "decoupled":
         return float("nan")

@@ -195,28 +195,27 @@ def train_stock(s: Setting, watched: bool) -> float:
 
 
 def bench_panel(file: str, steps: int, modes: Sequence[str] = ("none", "default")) -> pd.DataFrame:
-    """Tokens a second, padding included, of a panel's training: packed and not, compiled or not, ours and a stock Trainer's.
+    """Tokens a second, padding included, of a panel's training: compiled or not, ours and a stock Trainer's.
 
     MFU is the model's FLOPs a second over the device's peak, empty where that is unknown. Blocks fill whole batches: a
     compiled model is compiled again for a ragged one.
     """
     rows = []
-    for packing in (False, True):
-        first = Setting(1, file, packing=packing)
-        whole = len(first.data) - len(first.data) % first.p.batch_size
-        for mode in modes:
-            s = Setting(steps, file, packing=packing, torch_compile=mode, max_train_blocks=whole)
-            cuda = training.device(s.p) == "cuda"
-            peak = cost.peak_flops(torch.cuda.get_device_name()) if cuda else None
-            flops = cost.flops_per_token(s.model().config, s.p.context)
-            n_tokens = (steps - 1) * s.p.batch_size * s.p.gradient_accumulation_steps * s.p.context
-            for name, train in (
-                ("ours", lambda s=s: train_with_trainer(s, True)),
-                ("stock", lambda s=s: train_stock(s, False)),
-            ):
-                pace = n_tokens / train()
-                rows.append([packing, mode, name, pace, flops * pace / peak if peak else None])
-    return pd.DataFrame(rows, columns=["packing", "torch_compile", "Trainer", "tokens/s", "MFU"])
+    first = Setting(1, file)
+    whole = len(first.data) - len(first.data) % first.p.batch_size
+    for mode in modes:
+        s = Setting(steps, file, torch_compile=mode, max_train_blocks=whole)
+        cuda = training.device(s.p) == "cuda"
+        peak = cost.peak_flops(torch.cuda.get_device_name()) if cuda else None
+        flops = cost.flops_per_token(s.model().config, s.p.context)
+        n_tokens = (steps - 1) * s.p.batch_size * s.p.gradient_accumulation_steps * s.p.context
+        for name, train in (
+            ("ours", lambda s=s: train_with_trainer(s, True)),
+            ("stock", lambda s=s: train_stock(s, False)),
+        ):
+            pace = n_tokens / train()
+            rows.append([mode, name, pace, flops * pace / peak if peak else None])
+    return pd.DataFrame(rows, columns=["torch_compile", "Trainer", "tokens/s", "MFU"])
 
 
 def bench_sweep(n_runs: int = 5) -> list[list]:
@@ -334,7 +333,7 @@ def main() -> None:
                 bench_panel(options.panel, options.steps or 300),
                 headers="keys",
                 showindex=False,
-                floatfmt=(*["g"] * 3, ",.0f", ".3f"),
+                floatfmt=("g", "g", ",.0f", ".3f"),
             )
         )
         print(

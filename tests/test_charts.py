@@ -58,9 +58,10 @@ ALL = {
             heldout_average=2.0,
             heldout_average_low=1.9,
             heldout_average_high=2.1,
-            rarest=5.0,
-            rarest_low=4.0,
-            rarest_high=6.0,
+            recommended=True,
+            heldout_low_frequency=5.0,
+            heldout_low_frequency_low=4.0,
+            heldout_low_frequency_high=6.0,
         )
     ),
     "models_by_bin": charts.models_by_bin(

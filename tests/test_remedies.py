@@ -682,11 +682,130 @@ def test_dropout_acts_while_training_only_and_leaves_nothing_behind():
         assert torch.equal(model.train()(ids).logits, plain)
 
 
+def test_lazy_decay_pays_when_a_row_is_seen_what_adamw_would_have_decayed_since():
+    """Gradients of 0, so that decay alone moves the rows; the learning rate falls, as a schedule lets it."""
+    model = gpt2()
+    groups, _ = models.weight_decay_groups(model, 0.5, "all", rows_apart=True)
+    optimizer = remedies.FrequencyAwareAdamW(groups, model=model, lazy=True, lr=0.1)
+    weight = model.get_input_embeddings().weight
+    start, factors = weight.detach().clone(), []
+    for step, tokens in enumerate(([3, 4], [4], [3, 5])):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 / (1 + step)
+        factors.append(1 - 0.5 * 0.1 / (1 + step))
+        assert zero_step(model, optimizer, *tokens) == tokens
+        if step == 1:  # also over a checkpoint
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer = remedies.FrequencyAwareAdamW(
+                models.weight_decay_groups(model, 0.5, "all", rows_apart=True)[0], model=model, lazy=True, lr=0.1
+            )
+            optimizer.load_state_dict(saved)
+    one, two, three = factors
+    for token, factor in ((3, one * two * three), (4, one * two), (5, one * two * three), (6, 1.0)):
+        torch.testing.assert_close(weight[token], start[token] * factor, rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="leave row_scale out"):
+        remedies.FrequencyAwareAdamW(
+            models.weight_decay_groups(model, 0.5, "all", rows_apart=True)[0],
+            model=model, lazy=True, row_scale=torch.ones(VOCABULARY),
+        )  # fmt: skip
+
+
+def test_a_row_seen_in_every_step_decays_lazily_as_under_adamw():
+    ours, theirs = gpt2(), gpt2()
+    groups, _ = models.weight_decay_groups(ours, 0.5, "all", rows_apart=True)
+    a = remedies.FrequencyAwareAdamW(groups, model=ours, lazy=True, lr=0.01)
+    b = torch.optim.AdamW(adamw_groups(theirs, 0.5), lr=0.01)
+    batches = [torch.arange(VOCABULARY).reshape(5, 10)] * 3
+    train_steps(ours, a, batches)
+    train_steps(theirs, b, batches)
+    for x, y in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_cautious_decay_acts_where_update_and_weight_agree(fused):
+    """By hand: x = (1, −1, 2), g = (1, 1, 0), so that Adam's first update is u = (1, 1, 0): the first and last decay."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, -1.0, 2.0]))
+    optimizer = remedies.CautiousAdamW([weight], lr=0.1, weight_decay=0.5, fused=fused)
+    weight.grad = torch.tensor([1.0, 1.0, 0.0])
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([1 - 0.05 - 0.1, -1 - 0.1, 2 - 0.1]), atol=1e-6, rtol=0)
+    # the second gradient is against the first, but the moment is not: m = 0.9 · 0.1 − 0.1 · 0.5 > 0, so the first decays
+    update = (0.9 * 0.1 - 0.1 * 0.5) / 0.19 / np.sqrt((0.999 * 0.001 + 0.001 * 0.25) / 0.001999)
+    for own in (copy.deepcopy(optimizer), optimizer):  # a copy keeps its decay
+        parameter = own.param_groups[0]["params"][0]
+        parameter.grad = torch.tensor([-0.5, 0.0, 0.0])
+        own.step()
+        assert parameter[0].item() == pytest.approx(0.85 * 0.95 - 0.1 * update, abs=1e-6)
+        assert parameter[2].item() == pytest.approx(1.9 * 0.95)
+
+
+def test_cautious_decay_is_adamw_where_all_agrees_and_adam_where_nothing_does():
+    start = torch.linspace(-3.0, 3.0, 20)  # of both signs, none near 0, so that no step changes a sign
+    for sign, weight_decay in ((1.0, 0.5), (-1.0, 0.0)):
+        ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+        a = remedies.CautiousAdamW([ours], lr=0.01, weight_decay=0.5)
+        b = torch.optim.AdamW([theirs], lr=0.01, weight_decay=weight_decay)
+        for _ in range(5):
+            ours.grad = sign * start
+            theirs.grad = sign * start
+            a.step()
+            b.step(lambda: None)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+def muon_model():
+    model = models.build_model("qwen2-tiny", 300, 16, seed=0)
+    groups, _ = models.weight_decay_groups(model, 0.5, "matrices")
+    return model, remedies.MuonWithAdamW(groups, model=model, lr=0.01, weight_decay=0.5, betas=(0.9, 0.999))
+
+
+def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest():
+    model, optimizer = muon_model()
+    names = {id(p): name for name, p in model.named_parameters()}
+    muon = [(names[id(p)], g["weight_decay"]) for g in optimizer._muon.param_groups for p in g["params"]]
+    rest = {names[id(p)]: g["weight_decay"] for g in optimizer._adamw.param_groups for p in g["params"]}
+    layers = model.config.num_hidden_layers
+    assert len(muon) == 7 * layers and all(".layers." in n and n.endswith("proj.weight") and w for n, w in muon)
+    assert rest.pop("model.embed_tokens.weight") == 0.5 and set(rest.values()) == {0.0}  # norm gains and biases
+    assert len(muon) + len(rest) + 1 == len(names)
+    assert all(g["adjust_lr_fn"] == "match_rms_adamw" for g in optimizer._muon.param_groups)
+
+
+def test_muon_and_adamw_share_one_schedule_and_one_checkpoint():
+    ids = torch.randint(0, 300, (4, 8, 16), generator=torch.Generator().manual_seed(0))
+
+    def trained(cut):
+        model, optimizer = muon_model()
+        for step, batch in enumerate(ids):
+            if cut and step == 2:
+                saved = copy.deepcopy(optimizer.state_dict())
+                other, optimizer = muon_model()
+                other.load_state_dict(model.state_dict())
+                model = other
+                optimizer.load_state_dict(saved)
+            for group in optimizer.param_groups:  # as a scheduler does
+                group["lr"] = 0.01 * (3 - step)
+            model(input_ids=batch, labels=batch).loss.backward()
+            before = [p.detach().clone() for p in model.parameters()]
+            optimizer.step()
+            optimizer.zero_grad()
+        return model, before
+
+    (whole, before), (resumed, _) = trained(False), trained(True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), before, strict=True)), "the last rate was 0"
+
+
 def test_impossible_combinations_are_refused():
     with pytest.raises(ParameterError, match="whole rows"):
         TrainingParams.check({"embedding_decay": "when-seen", "sharded": True})
-    with pytest.raises(ParameterError, match="decoupled"):
-        TrainingParams.check({"embedding_decay": "frequency", "weight_decay_form": "l2"})
+    for form in ("l2", "cautious"):
+        with pytest.raises(ParameterError, match="decoupled"):
+            TrainingParams.check({"embedding_decay": "frequency", "weight_decay_form": form})
+    for other in ({"sharded": True}, {"weight_decay_form": "l2"}, {"embedding_decay": "lazy"}):
+        with pytest.raises(ParameterError, match="muon"):
+            TrainingParams.check({"optimizer": "muon", **other})
 
 
 def test_a_remedy_makes_another_run_and_defaults_keep_their_names():

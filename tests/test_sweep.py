@@ -265,14 +265,14 @@ def test_an_experiment_on_remedies_ends_with_their_table_and_picture(miniature, 
         "seed": [0, 1],
         "variants": {
             "no decay": {"weight_decay": 0.0},
-            "decay on all": {},
+            "plain decay": {},
             "when seen": {"embedding_decay": "when-seen"},
         },
     }
     path = tmp_path / "remedies.yaml"
     path.write_text(yaml.safe_dump(values))
     page = reproduce.reproduce(path, save_results=str(tmp_path / "r"))
-    assert "taken_back" in capsys.readouterr().out and "when seen" in page.read_text(encoding="utf-8")
+    assert "p_holm" in capsys.readouterr().out and "when seen" in page.read_text(encoding="utf-8")
     assert any("07-remedies" in p.name for p in page.parent.glob("*.html"))
     assert (tmp_path / "r" / "remedies.png").stat().st_size > 10_000
-    assert "Four numbers" in (tmp_path / "r" / "README.md").read_text(encoding="utf-8")
+    assert "not_worse" in (tmp_path / "r" / "README.md").read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from fairlm_utils import evaluation, metrics, runs, tokenization, training
 from fairlm_utils.token_loss import TokenSums, shifted_targets
@@ -142,6 +143,22 @@ def test_a_killed_run_continues_from_its_checkpoint_to_the_same_bits(miniature, 
     assert not (runs.run_dir(p) / "provenance.json").exists(), "the run ended before it was killed"
     assert training.last_whole_checkpoint(folder) is not None
     assert same_run(whole, training.train(p))
+
+
+@pytest.mark.parametrize(
+    "remedy", [{"weight_decay_form": "cautious"}, {"optimizer": "muon"}, {"embedding_decay": "lazy"}]
+)
+def test_a_remedys_optimiser_resumes_to_the_same_bits(miniature, remedy):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == 7
+
+    whole = training.train(miniature(experiment="remedy-whole", **remedy))
+    p = miniature(experiment="remedy-cut", **remedy)
+    training.train(p, [Stop()])
+    assert training.last_whole_checkpoint(runs.run_dir(p) / "checkpoints").name == "checkpoint-5"
+    assert same_run(whole, training.train(p))
+    assert not same_run(whole, training.train(miniature()))
 
 
 def test_a_half_written_checkpoint_is_not_used(tmp_path):
