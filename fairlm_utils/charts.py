@@ -328,6 +328,39 @@ def change_by_kind(changes: pd.DataFrame) -> alt.Chart:
     )
 
 
+def change_by_language(changes: pd.DataFrame) -> alt.Chart:
+    """Change of bits per byte from λ = 0 (x) by language (y, the largest share first), mixtures side by side, with intervals.
+
+    `changes`: variant, split, language in their order, and the columns of `comparisons.paired` for one λ a mixture.
+    """
+    order, mixtures = changes["language"].unique().tolist(), changes["variant"].unique().tolist()
+    base = alt.Chart().encode(
+        y=alt.Y("language:N", sort=order, title="language, the largest share first"),
+        yOffset=alt.YOffset("variant:N", sort=mixtures, scale=alt.Scale(paddingOuter=0.6)),
+        color=alt.Color(
+            "variant:N", scale=alt.Scale(domain=mixtures, range=[*CLASS_COLOURS.values()]), title="mixture"
+        ),
+        tooltip=["language:N", "variant:N", "weight_decay:Q", *_statistics(changes)],
+    )
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(
+        x=alt.X("mean:Q", title="change of the loss from λ = 0 (bits per byte)"),
+        shape=alt.Shape("variant:N", scale=alt.Scale(domain=mixtures), title="mixture"),
+    )
+    intervals = base.mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q")
+    zero = alt.Chart().mark_rule(color="#888888", strokeDash=[3, 3]).encode(x=alt.datum(0))
+    chart = alt.layer(zero, intervals, points).properties(width=WIDTH, height=alt.Step(12), data=changes)
+    splits = [s for s in SPLITS if s in set(changes["split"])]
+    return (
+        chart.facet(column=alt.Column("split:N", sort=splits, title=None))
+        .resolve_scale(x="independent")
+        .properties(
+            title="Which languages pay",
+            description="Points with intervals over seeds: change of the loss in bits per byte by language and mixture, training "
+            "and held-out text, languages ordered by their share of the training text",
+        )
+    )
+
+
 def reliability(curves: pd.DataFrame) -> alt.Chart:
     """Accuracy (y) against confidence (x) of low- and high-frequency targets, one curve a λ; the diagonal is calibrated.
 

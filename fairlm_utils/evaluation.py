@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlm_utils import floor, metrics, runs, training, words
+from fairlm_utils import floor, languages, metrics, runs, training, words
 from fairlm_utils.corpora import CorpusError
 from fairlm_utils.metrics import SPLITS
 from fairlm_utils.models import load_model, n_rows
@@ -197,7 +197,7 @@ def _evaluate(p: EvaluationParams, directory: Path) -> None:
     data = evaluated_blocks(p, corpus)
     predictions, losses = {}, {}
     for split in SPLITS:
-        own: list[np.ndarray] | None = [] if p.by_word else None
+        own: list[np.ndarray] | None = [] if needs_losses(p) else None
         predictions[split] = token_sums(model, data[split], p.eval_batch_size, getattr(torch, p.dtype), own)
         if own:
             losses[split] = np.concatenate(own)
@@ -211,6 +211,11 @@ def evaluated_blocks(p: EvaluationParams, corpus: TokenizedCorpus) -> dict[str, 
     return {"training": Subset(train, range(n)), "held-out": training.heldout_blocks(p, corpus)}
 
 
+def needs_losses(p: EvaluationParams) -> bool:
+    """Whether a run's tables need the loss of every token, not its sums by type alone."""
+    return p.by_word or bool(languages.language_files(p))
+
+
 def write_predictions(
     p: EvaluationParams,
     directory: Path,
@@ -220,7 +225,7 @@ def write_predictions(
 ) -> None:
     """Write the per-token tables of a run and its rows of the experiment's tables, from its predictions by split.
 
-    `losses` [blocks, context] by split, as `token_sums` gives them, are there if losses by word are asked for.
+    `losses` [blocks, context] by split, as `token_sums` gives them, are there if the run `needs_losses`.
     """
     vocab_size = len(predictions["training"].by_type)
     train = training.training_blocks(p, corpus)
@@ -233,10 +238,13 @@ def write_predictions(
         runs.write_table(directory / f"tokens_{split}.parquet", table)
         evaluated[split] = table, predictions[split].calibration
     others = {"curves": metrics.learning_curves(steps, counts, loss_sums, n_train)}
-    if losses:
+    if p.by_word:
         n_ids_read = train.labels.numel()
-        by_word = [words.by_frequency(corpus, s, own, n_ids_read).assign(split=s) for s, own in losses.items()]
+        by_word = [words.by_frequency(corpus, s, losses[s], n_ids_read).assign(split=s) for s in SPLITS]
         others["words"] = pd.concat(by_word)
+    if languages.language_files(p):
+        low = metrics.low_frequency(n_train, p.low_frequency_percentile)
+        others["languages"] = languages.by_language(p, corpus, {s: losses[s].reshape(-1) for s in SPLITS}, low)
     _write_tables(p, directory, evaluated, others)
 
 
@@ -244,9 +252,9 @@ def _write_tables(
     p: EvaluationParams,
     directory: Path,
     evaluated: dict[str, tuple[pd.DataFrame, np.ndarray]],
-    more: dict[str, pd.DataFrame],
+    others: dict[str, pd.DataFrame],
 ) -> None:
-    """The run's rows of the experiment's tables, from per-token table and calibration by split, and `more` tables."""
+    """The run's rows of the experiment's tables: those of per-token table and calibration by split, and `others`."""
     key = {"model": p.model, "weight_decay": float(p.weight_decay), "seed": p.seed}
     if p.variant:
         key["variant"] = p.variant
@@ -258,7 +266,7 @@ def _write_tables(
         }
         for split, (table, calibration) in evaluated.items()
     }
-    frames = {name: frame.assign(**key) for name, frame in more.items()}
+    frames = {name: table.assign(**key) for name, table in others.items()}
     frames["counts"] = metrics.count_histogram(evaluated["training"][0]["n_train"])
     if p.variant:
         frames["counts"]["variant"] = p.variant

@@ -27,6 +27,7 @@ KEYS = (
     "weight_decay",
     "seed",
     "split",
+    "language",
     "bin",
     "bin_low",
     "frequency_class",

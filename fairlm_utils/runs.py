@@ -55,7 +55,7 @@ PACKAGES = (
     "altair",
     "papermill",
 )
-TOKENS, WORDS = "tokens.csv", "words.csv"
+TOKENS = "tokens.csv"
 _RUN = ["model", "weight_decay", "seed"]
 _SCORES = ["accuracy", "top5_accuracy", "learning_speed", "floor_accuracy", "confidence", "ece"]
 _LOSSES = [f"{of}{over}" for of in ("loss", "unigram", "floor", "gain") for over in ("", "_occurrences")]
@@ -78,9 +78,13 @@ TABLES: dict[str, list[str]] = {
 _TOKEN_COLUMNS = ["token_id", "token", "kind", "n_train", "weight_decay"] + [
     f"{of}_{split}" for of in ("loss", "change") for split in SPLITS
 ]
-#: Of the loss by word, which runs have that were evaluated with `by_word`.
-WORD_COLUMNS = [*_RUN, "split", "bin", "bin_low", "n_words", "n_occurrences", "loss", "loss_occurrences"]
-_TEXT = {"model", "variant", "split", "bin", "frequency_class", "kind", "token"}
+#: Tables that some experiments have: loss by word, where runs are evaluated with `by_word`, and by language, where
+#: `fairlm_utils.languages` made the corpus.
+SOME_TABLES = {
+    "words": [*_RUN, "split", "bin", "bin_low", "n_words", "n_occurrences", "loss", "loss_occurrences"],
+    "languages": [*_RUN, "split", "language", "share", "n_bytes", "bits_per_byte", "n_types", "low_frequency_types"],
+}
+_TEXT = {"model", "variant", "split", "language", "bin", "frequency_class", "kind", "token"}
 _WHOLE = (_TEXT - {"token"}) | {*_RUN, "n_train", "n_train_tokens", "chance", *_MEANS}
 #: Types of the largest vocabulary whose table is written for committing; that of a larger one stays with its runs.
 MAX_COMMITTED_TYPES = 5_000
@@ -414,6 +418,7 @@ class Results:
     counts: pd.DataFrame  # the histogram of the training counts n_v
     params: dict[str, Any]
     provenance: dict[str, Any]
+    languages: pd.DataFrame | None = None  # shares, tokens and bits per byte by language, see `languages.by_language`
     tokens: pd.DataFrame | None = None  # every type's loss and its change with λ, see `token_changes`
     words: pd.DataFrame | None = None  # loss by frequency bin of words, where the runs were evaluated with `by_word`
 
@@ -451,8 +456,8 @@ def load_results(folder: str | Path) -> Results:
         return Results(
             **{name: read_csv(folder / f"{name}.csv", TABLES[name]) for name in TABLES},
             **known,
+            **{name: _if_all_exist([folder / f"{name}.csv"], columns) for name, columns in SOME_TABLES.items()},  # type: ignore[arg-type]
             tokens=_if_all_exist([folder / TOKENS], _TOKEN_COLUMNS),
-            words=_if_all_exist([folder / WORDS], WORD_COLUMNS),
         )
     finished = finished_runs(folder)
     if not finished:
@@ -478,7 +483,10 @@ def load_results(folder: str | Path) -> Results:
         params=params,
         provenance=_shared_provenance(finished),
         tokens=token_changes(finished),
-        words=_if_all_exist([d / "tables" / WORDS for d in finished], WORD_COLUMNS),
+        **{
+            n: _if_all_exist([d / "tables" / f"{n}.csv" for d in finished], columns)
+            for n, columns in SOME_TABLES.items()
+        },
     )
 
 
@@ -637,10 +645,9 @@ def write_results(results: Results, folder: str | Path, command: str) -> None:
     Raises RunError if the folder cannot be written.
     """
     tables = {f"{name}.csv": getattr(results, name) for name in TABLES}
+    tables |= {f"{name}.csv": own for name in SOME_TABLES if (own := getattr(results, name)) is not None}
     if results.tokens is not None and len(results.tokens) <= MAX_COMMITTED_TYPES:
         tables[TOKENS] = results.tokens
-    if results.words is not None:
-        tables[WORDS] = results.words
     known = {"params": results.params, "provenance": {**results.provenance, "command": command}}
     try:
         for name, table in tables.items():

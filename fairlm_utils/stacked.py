@@ -202,14 +202,14 @@ class Stack:
     def predictions(self, data: Dataset) -> tuple[list[Predictions], np.ndarray]:
         """What the model of each run predicts of the same blocks, see `evaluation.token_sums`, and the losses.
 
-        Losses are [runs, blocks, context] as of there, of no blocks if the runs do not ask for losses by word.
+        Losses are [runs, blocks, context] as of there, of no blocks if no table needs them.
         """
         n, size = len(self.points), self.vocab_size
         n_bins = metrics.N_CONFIDENCE_BINS
         by_type = TokenSums(n * size, self.device, n_quantities=3)
         calibration = TokenSums(n * size * n_bins, self.device)
         offset = size * torch.arange(n, device=self.device)[:, None]
-        losses = [np.zeros((n, 0, self.p.context), np.float32)]
+        kept, losses = evaluation.needs_losses(self.p), [np.zeros((n, 0, self.p.context), np.float32)]
         self.model.eval()
         for batch in DataLoader(data, batch_size=max(1, 2**18 // (n * self.p.context))):
             ids = batch["input_ids"].to(self.device)
@@ -219,7 +219,7 @@ class Stack:
             rows = torch.where(targets == IGNORE_INDEX, IGNORE_INDEX, targets + offset)
             every = targets.expand(n, -1).flatten()
             loss = evaluation.add_predictions(logits.reshape(-1, size), every, rows.flatten(), by_type, calibration)
-            if self.p.by_word:
+            if kept:
                 losses.append(evaluation.by_label(loss, every, (n, *ids.shape)))
         self.model.train()
         sums = by_type.read().reshape(n, size, 4), calibration.read().reshape(n, size, n_bins, 3)
@@ -242,7 +242,7 @@ class Stack:
                 {name: weight[i].detach().cpu().numpy() for name, weight in self.weights.items()},
                 (ends, windows[:, i]),
                 {split: predictions[i] for split, (predictions, _) in by_split.items()},
-                {split: losses[i] for split, (_, losses) in by_split.items() if p.by_word},
+                {split: losses[i] for split, (_, losses) in by_split.items()},
                 seconds / len(self.points),
                 self.device,
             )

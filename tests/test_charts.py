@@ -43,6 +43,11 @@ ALL = {
         )
     ),
     "change_by_kind": charts.change_by_kind(grid(kind=["number", "word start"], split=["training", "held-out"])),
+    "change_by_language": charts.change_by_language(
+        grid(language=["German", "Italian"], variant=["natural", "temperature"], split=["training", "held-out"]).assign(
+            weight_decay=0.1
+        )
+    ),
     "reliability": charts.reliability(
         grid(weight_decay=LAMBDAS, frequency_class=["low", "high"]).assign(confidence=0.5, accuracy=0.4)
     ),

@@ -50,7 +50,7 @@ def test_a_run_has_losses_by_word_where_they_were_asked_for_and_committed_tables
     folder = evaluation.evaluate(p).parent
     found = runs.load_results(folder)
     held = found.words[found.words["split"] == "held-out"]
-    assert list(found.words.columns) == runs.WORD_COLUMNS and (held["loss"] > 0).all()
+    assert list(found.words.columns) == runs.SOME_TABLES["words"] and (held["loss"] > 0).all()
     tokens = found.totals.set_index("split").loc["held-out", "n_tokens"]
     assert 8 < held["n_occurrences"].sum() < tokens  # of at most 16 tokens a block
     runs.write_results(found, tmp_path / "r", "make results")
