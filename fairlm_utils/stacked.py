@@ -41,6 +41,8 @@ PLAIN = (
 )  # fmt: skip
 #: Eager steps before a CUDA graph of one is captured, in which libraries make their handles and buffers.
 _WARM_UP = 3
+#: Logits of an evaluated batch, over all runs: 2 GB in float32.
+_MOST_LOGITS = 2**29
 
 
 def stacks(points: Sequence[EvaluationParams], most: int) -> list[list[EvaluationParams]]:
@@ -211,7 +213,7 @@ class Stack:
         offset = size * torch.arange(n, device=self.device)[:, None]
         kept, losses = evaluation.needs_losses(self.p), [np.zeros((n, 0, self.p.context), np.float32)]
         self.model.eval()
-        for batch in DataLoader(data, batch_size=max(1, 2**18 // (n * self.p.context))):
+        for batch in DataLoader(data, batch_size=max(1, _MOST_LOGITS // (n * self.p.context * size))):
             ids = batch["input_ids"].to(self.device)
             targets = shifted_targets(batch["labels"].to(self.device))
             with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.p.dtype == "bfloat16"):
