@@ -8,13 +8,14 @@ seeds they are wide, and an interval that holds 0 is reported as such.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fairlm_utils import metrics
+from fairlm_utils import metrics, runs
 from fairlm_utils.runs import Results
 
 #: Variants of an experiment on remedies that the others are measured from.
@@ -32,6 +33,35 @@ MEASURES = {
     "training_balanced": "training token-balanced loss",
     "training_rarest": "training loss of the rarest types",
 }
+
+
+def split_rate(variant: pd.Series) -> pd.DataFrame:
+    """Columns name and learning_rate of variants "NAME, lr RATE", as experiment files call a setting at each rate tried."""
+    found = variant.str.extract(r"^(?:(?P<name>.*), )?lr (?P<learning_rate>[0-9.e-]+)$")
+    if found["learning_rate"].isna().any():
+        raise runs.RunError(f"variants {list(variant.unique())} do not end in 'lr RATE', so that no rate can be chosen")
+    return found.fillna({"name": ""}).astype({"learning_rate": float})
+
+
+def at_best_rate(results: Results) -> Results:
+    """The runs of each setting at the learning rate whose held-out average is lowest at λ = 0, mean over seeds.
+
+    Of variants "NAME, lr RATE" those of that rate are kept, and called NAME. Then λ alone moves, and at a rate that is
+    not to blame for what it changes. Raises RunError for variants of other names.
+    """
+    base = results.totals.query("split == 'held-out' and weight_decay == 0")
+    means = base.groupby("variant", sort=False)["average_loss"].mean().rename("loss").reset_index()
+    best = means.join(split_rate(means["variant"])).sort_values("loss", kind="stable").drop_duplicates("name")
+    name = dict(zip(best["variant"], best["name"], strict=True))
+
+    def kept(table: pd.DataFrame | None) -> pd.DataFrame | None:
+        if table is None or "variant" not in table:
+            return table
+        return table[table["variant"].isin(name)].replace({"variant": name}).reset_index(drop=True)
+
+    variants = {name[v]: own for v, own in results.params["variants"].items() if v in name}
+    tables = {t: kept(getattr(results, t)) for t in (*runs.TABLES, *runs.SOME_TABLES, "tokens")}
+    return replace(results, **tables, params={**results.params, "variants": variants})
 
 
 def paired(frame: pd.DataFrame, value: str, confidence: float = 0.95, base: float = 0.0) -> pd.DataFrame:

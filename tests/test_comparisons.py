@@ -245,3 +245,21 @@ def test_the_decay_that_held_out_words_choose_and_what_rare_words_forgo_by_it():
         comparisons.tokenizers(dataclasses.replace(whole, words=some))
     with pytest.raises(ValueError, match="by_word: true"):
         comparisons.tokenizers(dataclasses.replace(whole, words=None))
+
+
+def test_each_setting_is_kept_at_the_rate_that_is_best_without_decay():
+    rows = [
+        ("a, lr 0.1", 0.0, 2.0),
+        ("a, lr 0.2", 0.0, 1.0),
+        ("a, lr 0.2", 1.0, 5.0),
+        ("a, lr 0.1", 1.0, 0.5),
+        ("b, lr 0.1", 0.0, 3.0),
+    ]
+    totals = pd.DataFrame(rows, columns=["variant", "weight_decay", "average_loss"]).assign(split="held-out", seed=0)
+    tables = dict.fromkeys((*runs.TABLES, "provenance"), totals)
+    results = runs.Results(**tables, params={"variants": {v: {"x": v} for v in totals["variant"]}})
+    kept = comparisons.at_best_rate(results)
+    assert kept.totals[["variant", "average_loss"]].values.tolist() == [["a", 1.0], ["a", 5.0], ["b", 3.0]]
+    assert kept.params["variants"] == {"a": {"x": "a, lr 0.2"}, "b": {"x": "b, lr 0.1"}}
+    with pytest.raises(runs.RunError, match="do not end in 'lr RATE'"):
+        comparisons.split_rate(pd.Series(["a"]))
