@@ -61,7 +61,7 @@ def at_best_rate(results: Results) -> Results:
 
     variants = {name[v]: own for v, own in results.params["variants"].items() if v in name}
     tables = {t: kept(getattr(results, t)) for t in (*runs.TABLES, *runs.SOME_TABLES, "tokens")}
-    return replace(results, **tables, params={**results.params, "variants": variants})
+    return replace(results, **tables, params={**results.params, "variants": variants})  # type: ignore[arg-type]
 
 
 def paired(frame: pd.DataFrame, value: str, confidence: float = 0.95, base: float = 0.0) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fairlm_utils import comparisons
+from fairlm_utils import comparisons, runs
 from fairlm_utils.runs import Results
 
 
