@@ -288,6 +288,50 @@ def by_bin(
     )
 
 
+def regime_map(cells: pd.DataFrame, value: str, panel: str, title: str, subtitle: str) -> alt.FacetChart:
+    """A tile per amount of text (y) and epochs (x), coloured by `value` (nats), one panel per value of the column `panel`.
+
+    `cells`: targets and epochs of `forgone.size_and_epochs`, `value` with its interval, weight_decay, `useful` and `panel`.
+    Orange is a cost, blue a gain; a cell whose model is no better than frequency alone is grey.
+    """
+    sizes, panels = [str(t) for t in cells["targets"].cat.categories], list(dict.fromkeys(cells[panel]))
+    every = pd.MultiIndex.from_product(
+        [panels, sizes, sorted(cells["epochs"].unique())], names=[panel, "targets", "epochs"]
+    )
+    drawn = cells.astype({"targets": str}).set_index(every.names).reindex(every).reset_index()
+    known = drawn[value].notna()
+    drawn["said"] = drawn[value].map("{:+.2f}".format).where(known, "not run")
+    drawn["chosen"] = drawn["weight_decay"].map("λ = {:g}".format).where(known, "")
+    drawn["useful"] = drawn["useful"].eq(True)
+    most = float(drawn.loc[drawn["useful"], value].abs().max()) or 1.0
+    limits = [f"{value}_low", f"{value}_high"]
+    base = alt.Chart(drawn).encode(
+        x=alt.X("epochs:O", title="epochs", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("targets:O", title="targets in the text", sort=sizes[::-1]),
+        tooltip=["cell:N", *(alt.Tooltip(f"{c}:Q", format="+.3f") for c in (value, *limits)), "weight_decay:Q"],
+    )
+    scale = alt.Scale(domain=[-most, 0, most], range=["#0072b2", "#ffffff", "#d55e00"], interpolate="rgb")
+    colour = alt.Color(f"{value}:Q", scale=scale, title="nats")
+    tiles = (
+        base.transform_filter(f"isValid(datum['{value}'])")
+        .mark_rect(stroke="#bbbbbb")
+        .encode(color=alt.condition("datum.useful", colour, alt.value("#dddddd")))
+    )
+    dark = f"datum.useful && abs(datum['{value}']) > {0.6 * most}"
+    ink = alt.condition(dark, alt.value("#ffffff"), alt.value("#202020"))
+    numbers = base.mark_text(fontSize=13, dy=-5).encode(text="said:N", color=ink)
+    chosen = base.mark_text(fontSize=10, dy=10).encode(text="chosen:N", color=ink)
+    return (
+        alt.layer(tiles, numbers, chosen)
+        .properties(width=alt.Step(64), height=alt.Step(44))
+        .facet(alt.Column(f"{panel}:N", title=None, sort=panels, header=alt.Header(labelFontSize=13)))
+        .properties(
+            title=alt.Title(title, subtitle=subtitle, anchor="start"),
+            description=f"Heat map of {value} by number of targets and epochs. {title}",
+        )
+    )
+
+
 def change_by_weight_decay(changes: pd.DataFrame, group: str = "frequency_class") -> alt.Chart:
     """Change of a loss from λ = 0 (y, nats) against λ (x), one curve a value of `group`, with intervals over seeds.
 

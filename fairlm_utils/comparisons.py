@@ -77,6 +77,21 @@ def mean_interval(frame: pd.DataFrame, value: str, confidence: float = 0.95) -> 
     return table.assign(p_value=2 * stats.t.sf(np.abs(t), np.maximum(table["n_seeds"] - 1, 1)))
 
 
+def say_changes(changes: pd.DataFrame, group: str, value: str = "loss", unit: str = "nats") -> list[str]:
+    """One sentence per text: how many groups of `paired` changes fall or rise beyond seeds, and the largest of each."""
+    lines = []
+    for split, own in changes.groupby("split", sort=False):
+        said = []
+        for word, beyond, order in (("lower", own["high"] < 0, True), ("higher", own["low"] > 0, False)):
+            most = own[beyond].sort_values("mean", ascending=order).head(1)
+            said.append(
+                f"{word} in {beyond.sum()} of {len(own)}"
+                + "".join(f" (most in {g}, {m:+.3f} {unit})" for g, m in zip(most[group], most["mean"], strict=True))
+            )
+        lines.append(f"{split} text: the {value} is {' and '.join(said)} beyond seed-to-seed variation")
+    return lines
+
+
 def slope_test(
     classes: pd.DataFrame, value: str = "loss", largest: float = 1.0, confidence: float = 0.95
 ) -> pd.DataFrame:
@@ -116,34 +131,6 @@ def slope_test(
             }
         )
     return pd.DataFrame(rows)
-
-
-def best_weight_decay(bins: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """The λ of the lowest mean loss in each frequency bin, and what it gains over λ = 0 (nats, paired, with interval).
-
-    Columns: the keys, weight_decay (the best), loss at it, gain, gain_low, gain_high, types. A gain whose interval holds
-    0 says that no λ is better than none by more than seeds differ; at λ = 0 itself the gain is 0.
-    """
-    keys = [k for k in metrics.KEYS if k in bins and k not in ("weight_decay", "seed")]
-    losses, gains = metrics.over_seeds(bins, "loss", confidence), paired(bins, "loss", confidence)
-    best = losses.loc[losses.groupby(keys, sort=False)["mean"].idxmin(), [*keys, "weight_decay", "mean"]]
-    table = best.merge(
-        gains[[*keys, "weight_decay", "mean", "low", "high"]],
-        on=[*keys, "weight_decay"],
-        how="left",
-        suffixes=("", "_gain"),
-    )
-    zero = table["weight_decay"] == 0
-    return pd.DataFrame(
-        {
-            **{k: table[k] for k in keys},
-            "weight_decay": table["weight_decay"],
-            "loss": table["mean"],
-            "gain": (-table["mean_gain"]).where(~zero, 0.0),
-            "gain_low": (-table["high"]).where(~zero, 0.0),
-            "gain_high": (-table["low"]).where(~zero, 0.0),
-        }
-    )
 
 
 def rarest_bins(bins: pd.DataFrame, share: float = 0.25) -> list[str]:

@@ -357,17 +357,20 @@ class TheoryParams(FiguresParams):
 class GeneralizationParams(Parameters):
     """Parameters of `06_generalization`."""
 
+    map_table: PathName = Field(
+        "results/map/map.csv", min_length=1, description="losses of every run of the map, see fairlm_utils.forgone"
+    )
+    best: PathName = Field(
+        "results/map", min_length=1, description="results of the setting of the lowest held-out loss, at every λ"
+    )
+    languages: PathName = Field("results/languages", description="results by language, empty for none")
+    tokenizers: PathName = Field("results/tokenizers", description="results by tokenizer, empty for none")
     memorising: PathName = Field(
         "results/lambda-memorising", min_length=1, description="results of runs that see each block many times"
     )
     onepass: PathName = Field(
         "results/lambda-onepass", min_length=1, description="results of runs that see each block once"
     )
-    more_results: PathNames = Field(
-        ["results/quick", "results/contexts", "results/imdb-small", "results/imdb-onepass"],
-        description="results at other corpora, contexts and scales",
-    )
-    compared_weight_decay: float = Field(0.5, gt=0, description="λ compared with none where one is singled out")
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
 
 

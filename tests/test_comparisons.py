@@ -60,13 +60,6 @@ def bins() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_the_best_weight_decay_of_a_bin_and_its_gain():
-    best = comparisons.best_weight_decay(bins()).set_index(["split", "bin"])
-    rare = best.loc[("held-out", "1–2")]
-    assert rare["weight_decay"] == 0.1 and rare["gain"] == pytest.approx(0.9) and rare["gain_low"] > 0
-    assert best.loc[("held-out", "3–8"), ["weight_decay", "gain"]].tolist() == [0.0, 0.0]
-
-
 def test_the_rarest_bins_hold_a_share_of_the_types():
     assert comparisons.rarest_bins(bins()) == ["1–2"] and comparisons.rarest_bins(bins(), 0.5) == ["1–2", "3–8"]
     both = comparisons.rare_loss(bins()).query("weight_decay == 0 and seed == 0 and split == 'training'")

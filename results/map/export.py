@@ -1,0 +1,42 @@
+"""Write the tables and the picture of this folder from finished runs of params/map.yaml and params/widths.yaml.
+
+`python results/map/export.py [RUNS]`; what makes the runs stands in README.md.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from fairlm_utils import charts, forgone, runs
+
+FOLDER = runs.PROJECT / "results" / "map"
+#: Experiments on the map, and the cell that all runs of an experiment without cells of its own are in.
+EXPERIMENTS = {"map": "", "widths": "100k targets, 10 epochs, "}
+#: The setting of the lowest held-out loss of all, of which all tables are kept.
+BEST = "400k targets, 10 epochs, lr 0.004"
+
+
+def export(runs_dir: Path) -> None:
+    """map.csv, one row per run and text; the tables of the best setting at every λ; the map as a picture."""
+    runs.enter_project()
+    results = {name: runs.load_results(runs_dir / name) for name in EXPERIMENTS}
+    tables = [
+        forgone.table(r).assign(variant=lambda t, cell=EXPERIMENTS[n]: cell + t["variant"]) for n, r in results.items()
+    ]
+    own = results["map"].params["variants"][BEST]
+    kept = {t: getattr(results["map"], t).query("variant == @BEST").drop(columns="variant") for t in runs.TABLES}
+    known = {**results["map"].params, **own}
+    known.pop("variants")
+    best = replace(results["map"], **kept, tokens=None, params=known)
+    runs.write_results(best, FOLDER, "python results/map/export.py")
+    runs.write_table(FOLDER / "map.csv", pd.concat(tables, ignore_index=True))
+    seeds = forgone.by_seed(forgone.read(FOLDER / "map.csv"))
+    picture, *_ = charts.png(charts.regime_map(*forgone.rare_on_map(seeds)))
+    with runs.atomic_path(FOLDER / "map.png") as temporary:
+        temporary.write_bytes(picture)
+
+
+if __name__ == "__main__":
+    export(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else runs.PROJECT / "runs")
