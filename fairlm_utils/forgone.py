@@ -170,8 +170,8 @@ def say(seeds: pd.DataFrame, together: pd.DataFrame, confidence: float = 0.95) -
     most, cost = held.loc[held["forgone"].idxmax()], train.loc[train["change"].idxmax()]
     there = held.loc[held["cell"] == cost["cell"], "change"].iloc[0]
     lines = [
-        f"In {n} of {n_cells} cells the model chosen is of use ({USEFUL:g} nats below the unigram on held-out text). "
-        "There, at the λ that the held-out average chooses, low-frequency types forgo at most "
+        f"Of {n_cells} pairs of text size and epochs {n} give a model of use ({USEFUL:g} nats below the unigram on held-out "
+        "text). There, at the λ that the held-out average chooses, low-frequency types forgo at most "
         f"{most['forgone']:.3f} nats of held-out loss ({most['cell']}; simultaneous {confidence:.0%} bound "
         f"{held['forgone_high'].max():.2f}) against the λ best for them.",
         f"On training text the same λ costs them up to {cost['change']:.2f} nats [{cost['change_low']:.2f}, "
@@ -181,7 +181,7 @@ def say(seeds: pd.DataFrame, together: pd.DataFrame, confidence: float = 0.95) -
     late = forgone(many[size_and_epochs(many["cell"])["epochs"] >= 10], confidence).query("split == 'held-out'")
     low, high = (late[late["group"] == g]["change"].reset_index(drop=True) for g in ("low", "high"))
     lines.append(
-        f"With rate and λ chosen together, from 10 epochs on ({len(low)} cells), decay changes the held-out loss of "
+        f"With rate and λ chosen together, from 10 epochs on ({len(low)} such pairs), decay changes the held-out loss of "
         f"low-frequency types by {_range(low)} nats and that of high-frequency ones by {_range(high)}: the rare gain "
         f"more in {(low < high).sum()} of {len(low)}."
     )

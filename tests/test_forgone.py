@@ -75,9 +75,9 @@ def test_what_is_said_is_what_the_table_holds(path):
     table = forgone.read(path)
     alone, together = forgone.by_seed(table), forgone.by_seed(table, jointly=True)
     verdict, training, decay, useless = forgone.say(alone, together)
-    assert verdict.startswith("In 1 of 2 cells") and "forgo at most 0.200 nats" in verdict
+    assert verdict.startswith("Of 2 pairs of text size and epochs 1 give") and "forgo at most 0.200 nats" in verdict
     assert "costs them up to 0.50 nats" in training and "gain 0.100 there" in training
-    assert "from 10 epochs on (1 cells)" in decay and "more in" in decay
+    assert "from 10 epochs on (1 such pairs)" in decay and "more in" in decay
     assert "(30k targets, 1 epoch)" in useless and "choose λ = 3" in useless
     drawn = forgone.rare_on_map(alone)
     assert drawn[0]["targets"].cat.categories.tolist() == ["30k", "2M"] and "0.20 nats of held-out" in drawn[3]

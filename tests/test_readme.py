@@ -15,6 +15,7 @@ from fairlm_utils import (
     comparisons,
     cost,
     evaluation,
+    forgone,
     ladder,
     layout,
     metrics,
@@ -102,6 +103,20 @@ def test_what_is_said_of_scale_is_computed():
     assert f"narrow counts give {row['predicted']:.1f} too" in text
     ratio, low, high = claims.paper_ratio()
     assert f"where the paper has {ratio:.1f} [{low:.1f}, {high:.1f} by rounding]" in text
+
+
+def test_what_is_said_of_the_map_is_what_its_notebook_prints():
+    table = forgone.read(ROOT / "results" / "map" / "map.csv")
+    alone, together = forgone.by_seed(table), forgone.by_seed(table, jointly=True)
+    lines = forgone.say(alone, together)
+    for line in lines[:3]:
+        assert line in " ".join(README.split())
+    bound, most = re.search(r"bound ([\d.]+)", lines[0]), re.search(r"at most ([\d.]+) nats", lines[0])
+    assert f"at most {most[1]} nats of held-out loss (simultaneous bound {bound[1]})" in RESULTS
+    best = runs.load_results(ROOT / "results" / "map").classes.query("split == 'held-out'")
+    ece = best.groupby(["frequency_class", "weight_decay"])["ece"].mean()
+    for name in ("low", "high"):
+        assert f"{ece[name, 0.0]:.3f} → {ece[name, 0.3]:.3f}" in RESULTS
 
 
 def test_what_is_said_of_the_papers_models_is_what_the_tables_say():
