@@ -360,11 +360,11 @@ class GeneralizationParams(Parameters):
     map_table: PathName = Field(
         "results/map/map.csv", min_length=1, description="losses of every run of the map, see fairlm_utils.forgone"
     )
-    best: PathName = Field(
+    best_results: PathName = Field(
         "results/map", min_length=1, description="results of the setting of the lowest held-out loss, at every λ"
     )
-    languages: PathName = Field("results/languages", description="results by language, empty for none")
-    tokenizers: PathName = Field("results/tokenizers", description="results by tokenizer, empty for none")
+    language_results: PathName = Field("results/languages", min_length=1, description="results by language")
+    tokenizer_results: PathName = Field("results/tokenizers", min_length=1, description="results by tokenizer")
     memorising: PathName = Field(
         "results/lambda-memorising", min_length=1, description="results of runs that see each block many times"
     )
