@@ -372,11 +372,39 @@ def change_by_kind(changes: pd.DataFrame) -> alt.Chart:
     )
 
 
-def change_by_language(changes: pd.DataFrame) -> alt.Chart:
+def headline(sentence: str) -> list[str]:
+    """A sentence as a chart's title: a line a part between semicolons, each without its numbers in brackets or after a colon.
+
+    >>> headline("rare words pay: +0.1 nats; frequent ones do not (3 seeds)")
+    ['Rare words pay', 'Frequent ones do not']
+    """
+    parts = [part.split(" (")[0].split(":")[0] for part in sentence.split("; ")]
+    return [part[:1].upper() + part[1:] for part in parts]
+
+
+def change_by_tokenizer(table: pd.DataFrame, answer: str) -> alt.LayerChart:
+    """Change of the held-out loss of words by their count, one curve a tokenizer; a table of `comparisons.tokenizers`.
+
+    The first of its sentences, `answer`, is the title.
+    """
+    frame = table[(table["unit"] == "word") & (table["split"] == "held-out") & (table["bin"] != "all")]
+    none = frame["weight_decay"].map({0.0: " (none chosen)"}).fillna("")
+    labelled = frame.assign(
+        label=frame["variant"] + frame["compared"].map(", λ = {:g}".format) + none, n_words=frame["n"]
+    )
+    y_title, x_title = "change of the loss (nats a word)", "occurrences of a word in the training text"
+    chart = models_by_bin(labelled, "change", y_title, x_title=x_title)
+    return chart.properties(title=headline(answer)).configure_legend(labelLimit=0)
+
+
+def change_by_language(changes: pd.DataFrame, answer: str) -> alt.Chart:
     """Change of bits per byte from λ = 0 (x) by language (y, the largest share first), mixtures side by side, with intervals.
 
-    `changes`: variant, split, language in their order, and the columns of `comparisons.paired` for one λ a mixture.
+    `changes`: variant, split, language in their order, and the columns of `comparisons.paired` for one λ a mixture. The first
+    of the sentences of `languages.verdict`, `answer`, is the title.
     """
+    labels = changes["variant"] + changes["weight_decay"].map(", λ = {:g}".format)
+    changes = changes.assign(variant=labels)
     order, mixtures = changes["language"].unique().tolist(), changes["variant"].unique().tolist()
     base = alt.Chart().encode(
         y=alt.Y("language:N", sort=order, title="language, the largest share first"),
@@ -398,7 +426,7 @@ def change_by_language(changes: pd.DataFrame) -> alt.Chart:
         chart.facet(column=alt.Column("split:N", sort=splits, title=None))
         .resolve_scale(x="independent")
         .properties(
-            title="Which languages pay",
+            title=headline(answer),
             description="Points with intervals over seeds: change of the loss in bits per byte by language and mixture, training "
             "and held-out text, languages ordered by their share of the training text",
         )

@@ -43,25 +43,59 @@ def split_rate(variant: pd.Series) -> pd.DataFrame:
     return found.fillna({"name": ""}).astype({"learning_rate": float})
 
 
+def rates(results: Results) -> pd.DataFrame:
+    """The learning rates tried of each setting: a row a variant "NAME, lr RATE", held-out average losses (nats), means over seeds.
+
+    Columns: variant, name, learning_rate, loss and sd (at λ = 0), kept (the lowest `loss` of its name), best_weight_decay and
+    best_loss (the lowest over λ at that rate). Raises RunError for variants of other names.
+    """
+    held = results.totals[results.totals["split"] == "held-out"]
+    losses = held.groupby(["variant", "weight_decay"], sort=False)["average_loss"]
+    means = losses.agg(best_loss="mean", sd="std").reset_index().rename(columns={"weight_decay": "best_weight_decay"})
+    table = means[means["best_weight_decay"] == 0].rename(columns={"best_loss": "loss"})[["variant", "loss", "sd"]]
+    best = means.loc[means.groupby("variant", sort=False)["best_loss"].idxmin()].drop(columns="sd")
+    table = table.merge(best, on="variant")
+    table = table.join(split_rate(table["variant"]))
+    return table.assign(kept=table.index.isin(table.groupby("name")["loss"].idxmin()))
+
+
+def say_rates(table: pd.DataFrame) -> list[str]:
+    """A sentence a setting from a table of `rates`: which rate was kept, whether it ends the grid, and what another choice takes."""
+    lines = []
+    for name, own in table.groupby("name", sort=False):
+        kept, best, tried = own[own["kept"]].iloc[0], own.loc[own["best_loss"].idxmin()], own["learning_rate"]
+        ends = {tried.min(): "the smallest", tried.max(): "the largest"} if len(own) > 1 else {}
+        edge = f", {ends[rate]} of {len(own)} tried" if (rate := kept["learning_rate"]) in ends else ""
+        said = f"{name}: learning rate {rate:g}{edge}, {kept['loss']:.3f} ± {kept['sd']:.3f} nats on held-out text at λ = 0"
+        if best["learning_rate"] != rate:
+            said += (
+                f"; rate and λ chosen together would be {best['learning_rate']:g} and {best['best_weight_decay']:g}, "
+                f"{best['best_loss']:.3f} against {kept['best_loss']:.3f}"
+            )
+        lines.append(said)
+    return lines
+
+
 def at_best_rate(results: Results) -> Results:
     """The runs of each setting at the learning rate whose held-out average is lowest at λ = 0, mean over seeds.
 
     Of variants "NAME, lr RATE" those of that rate are kept, and called NAME. Then λ alone moves, and at a rate that is
-    not to blame for what it changes. Raises RunError for variants of other names.
+    not to blame for what it changes. The table of `rates` goes with the provenance, by column. Raises RunError for
+    variants of other names.
     """
-    base = results.totals.query("split == 'held-out' and weight_decay == 0")
-    means = base.groupby("variant", sort=False)["average_loss"].mean().rename("loss").reset_index()
-    best = means.join(split_rate(means["variant"])).sort_values("loss", kind="stable").drop_duplicates("name")
-    name = dict(zip(best["variant"], best["name"], strict=True))
+    tried = rates(results)
+    kept_rates = tried[tried["kept"]]
+    name = dict(zip(kept_rates["variant"], kept_rates["name"], strict=True))
 
     def kept(table: pd.DataFrame | None) -> pd.DataFrame | None:
         if table is None or "variant" not in table:
             return table
         return table[table["variant"].isin(name)].replace({"variant": name}).reset_index(drop=True)
 
-    variants = {name[v]: own for v, own in results.params["variants"].items() if v in name}
+    own = {name[v]: of for v, of in results.params["variants"].items() if v in name}
     tables = {t: kept(getattr(results, t)) for t in (*runs.TABLES, *runs.SOME_TABLES, "tokens")}
-    return replace(results, **tables, params={**results.params, "variants": variants})  # type: ignore[arg-type]
+    provenance = {**results.provenance, "rates": tried.to_dict("list")}
+    return replace(results, **tables, params={**results.params, "variants": own}, provenance=provenance)  # type: ignore[arg-type]
 
 
 def paired(frame: pd.DataFrame, value: str, confidence: float = 0.95, base: float = 0.0) -> pd.DataFrame:
@@ -394,70 +428,116 @@ def tokenizers(results: Results, confidence: float = 0.95) -> pd.DataFrame:
 
     The λ of a variant is that of the lowest mean held-out loss per word (over occurrences, mean over seeds). A row a variant,
     `unit` (word, token), split and frequency bin, and `bin` "all" over occurrences. Columns, nats: weight_decay (the λ chosen),
-    n (distinct words, or types), loss_none (mean over seeds at λ = 0; in a bin over its words or types), loss at the λ chosen
-    (loss_low, loss_high), its change (low, high; paired by seed), best_weight_decay (of the row's lowest mean loss) and
-    forgone, loss at the λ chosen above that at the row's best (forgone_low, forgone_high): best of the same seeds, so never
-    below 0. Only words are comparable between variants, and the text must be the same. Raises ValueError without losses by
-    word, and if a seed lacks a λ or all lack λ = 0.
+    at_edge (it is the largest run), n (distinct words, or types), unigram (tokens alone; in a bin over its types), loss_none
+    (mean over seeds at λ = 0; in a bin over its words or types), loss at the λ chosen (loss_low, loss_high), change from λ = 0
+    (low, high, p_value; paired by seed) at `compared`, the λ chosen, or the smallest above 0 where that is 0,
+    best_weight_decay (of the row's lowest mean loss) and forgone, loss at the λ chosen above that at the row's best
+    (forgone_low, forgone_high): best of the same seeds, so never below 0. Only words are comparable between variants, and the
+    text must be the same. Raises ValueError without losses by word, and if a seed lacks a λ or all lack λ = 0 or another.
     """
     if results.words is None or "variant" not in results.words:
         raise ValueError("tokenizers are compared by word; evaluate variants with by_word: true")
     both = {
-        "word": results.words.rename(columns={"n_words": "n", "n_occurrences": "weight"}),
+        "word": results.words.rename(columns={"n_words": "n", "n_occurrences": "weight"}).assign(
+            unigram=np.nan, unigram_occurrences=np.nan
+        ),
         "token": results.bins.rename(columns={"n_types": "n", "n_tokens": "weight"}),
     }
     keys = ["variant", "split", "weight_decay", "seed"]
     parts = []
     for unit, frame in both.items():
-        total = frame.assign(loss=frame["loss_occurrences"] * frame["weight"]).groupby(keys, as_index=False)
-        every = total[["loss", "weight", "n"]].sum()
-        every = every.assign(loss=every["loss"] / every["weight"], bin="all", bin_low=-1)
-        columns = [*keys, "bin", "bin_low", "n", "loss"]
-        parts.append(pd.concat([every[columns], frame[columns]]).assign(measure=unit))
+        weighted = {of: frame[f"{of}_occurrences"] * frame["weight"] for of in ("loss", "unigram")}
+        every = (
+            frame.assign(**weighted).groupby(keys, as_index=False)[["loss", "unigram", "weight", "n"]].sum(min_count=1)
+        )
+        means = {of: every[of] / every["weight"] for of in weighted}
+        columns = [*keys, "bin", "bin_low", "n", "loss", "unigram"]
+        both_rows = [every.assign(**means, bin="all", bin_low=-1)[columns], frame[columns]]
+        parts.append(pd.concat(both_rows).assign(measure=unit))
     losses = pd.concat(parts, ignore_index=True)
     overall = losses[(losses["measure"] == "word") & (losses["bin"] == "all") & (losses["split"] == "held-out")]
     chosen = overall.groupby(["variant", "weight_decay"])["loss"].mean().unstack().idxmin(axis=1)
     rows = []
     for key, group in losses.groupby(["variant", "measure", "split", "bin_low", "bin"], sort=False):
         wide = group.pivot(index="seed", columns="weight_decay", values="loss")
-        if 0.0 not in wide or wide.isna().any(axis=None):
-            raise ValueError("seeds are paired over λ, 0 among them; train what is missing")
+        if 0.0 not in wide or wide.shape[1] < 2 or wide.isna().any(axis=None):
+            raise ValueError("seeds are paired over λ, 0 and another among them; train what is missing")
         own, best = chosen[key[0]], wide.mean().idxmin()
+        compared = own or wide.columns[wide.columns > 0].min()
         row = {**dict(zip(("variant", "unit", "split", "bin_low", "bin"), key, strict=True)), "weight_decay": own}
-        row |= {"n": group["n"].mean(), "loss_none": wide[0.0].mean()}
+        row |= {"at_edge": own == wide.columns.max(), "compared": compared, "n": group["n"].mean()}
+        row |= {"unigram": group["unigram"].mean(), "loss_none": wide[0.0].mean()}
         for name, values in (
             ("loss", wide[own]),
-            ("change", wide[own] - wide[0.0]),
             ("forgone", wide[own] - wide[best]),
+            ("change", wide[compared] - wide[0.0]),
         ):
-            found = metrics.over_seeds(pd.DataFrame({"split": key[2], "value": values}), "value", confidence)
+            found = mean_interval(pd.DataFrame({"split": key[2], "value": values}), "value", confidence).iloc[0]
             ends = ("low", "high") if name == "change" else (f"{name}_low", f"{name}_high")
-            row |= dict(zip((name, *ends), found[["mean", "low", "high"]].iloc[0], strict=True))
-        rows.append({**row, "best_weight_decay": best, "n_seeds": len(wide)})
+            row |= dict(zip((name, *ends), found[["mean", "low", "high"]], strict=True))
+        rows.append({**row, "p_value": found["p_value"], "best_weight_decay": best, "n_seeds": len(wide)})
     return pd.DataFrame(rows).sort_values(["unit", "split", "bin_low"], kind="stable", ignore_index=True)
 
 
-def say_tokenizers(table: pd.DataFrame) -> list[str]:
-    """Sentences from a table of `tokenizers`: does what λ changes for rare words depend on the tokenizer; the verdict first.
+def say_tokenizers(table: pd.DataFrame, confidence: float = 0.95) -> list[str]:
+    """Sentences from a table of `tokenizers`: do rare words pay for the λ chosen, and does it depend on the tokenizer.
 
-    Rare words are those of the lowest bin of counts ≥ 1; a sign counts where its interval is beyond 0.
+    The answer first; then levels, every tokenizer, and all bins of words that change. Rare words are those of the lowest bin of
+    counts ≥ 1. A change counts if its p-value, Holm-corrected over tokenizers and, in the last sentence, bins, is below
+    1 − `confidence`.
     """
-    held = table[(table["split"] == "held-out") & (table["unit"] == "word")]
-    lines, said = [], {}
-    for variant, own in held.groupby("variant", sort=False):
-        every, rare = own[own["bin"] == "all"].iloc[0], own[own["bin_low"] > 0].sort_values("bin_low").iloc[0]
-        if every["weight_decay"] == 0:
-            said[variant] = "no λ above 0 is chosen"
-        elif not rare["low"] * rare["high"] > 0:  # nor with one seed, whose interval is not known
-            said[variant] = "the λ chosen changes rare words by no more than seeds differ"
-        else:
-            said[variant] = f"rare words {'pay for' if rare['change'] > 0 else 'gain by'} the λ chosen"
-        lines.append(
-            f"{variant}: held-out words choose λ = {every['weight_decay']:g}, {every['loss_none']:.3f} → {every['loss']:.3f} nats a "
-            f"word ({every['change']:+.3f} [{every['low']:+.3f}, {every['high']:+.3f}]); words with a count of {rare['bin']} "
-            f"{rare['change']:+.3f} [{rare['low']:+.3f}, {rare['high']:+.3f}], where they would choose λ = "
-            f"{rare['best_weight_decay']:g} and forgo {rare['forgone']:.3f} [{rare['forgone_low']:.3f}, {rare['forgone_high']:.3f}]"
+    held = table[table["split"] == "held-out"]
+    words, every = held[held["unit"] == "word"], held[held["bin"] == "all"].set_index(["unit", "variant"])
+    best = every.loc["word"].sort_values("loss")
+    rare = (
+        words[words["bin_low"] == words.loc[words["bin_low"] > 0, "bin_low"].min()].set_index("variant").loc[best.index]
+    )
+    unseen = words[words["bin_low"] == 0].set_index("variant")
+    used = best["weight_decay"] > 0
+    sure = used & (holm(rare["p_value"].where(used)) < 1 - confidence)
+    label, n_seeds = rare["bin"].iloc[0], int(rare["n_seeds"].min())
+    said = [
+        f"{v}: {'no λ above 0 is chosen' if not used[v] else f'{r.change:+.3f} [{r.low:+.3f}, {r.high:+.3f}] at λ = {r.compared:g}'}"
+        for v, r in zip(rare.index, rare.itertuples(), strict=True)
+    ]
+    pay, gain = list(rare.index[sure & (rare["change"] > 0)]), list(rare.index[sure & (rare["change"] < 0)])
+    head = "under no tokenizer do rare words reliably pay for the λ that held-out words choose"
+    if pay:
+        head = f"rare words pay for the λ that held-out words choose under {' and '.join(pay)}"
+    gains = (
+        f"they gain by it under {' and '.join(gain)}"
+        if gain
+        else "nor do they reliably gain by it"
+        if not pay
+        else "they reliably gain by it under none"
+    )
+    lines = [
+        f"{head}; {gains}",
+        f"words with a count of {label}, change of the held-out loss from λ = 0, nats a word: {'; '.join(said)}",
+    ]
+    levels = []
+    for v, row in best.iterrows():
+        token = every.loc[("token", v)]
+        by_unigram = token["unigram"] * row["loss"] / token["loss"]
+        levels.append(
+            f"{v} {row['loss']:.3f} [{row['loss_low']:.3f}, {row['loss_high']:.3f}] at λ = {row['weight_decay']:g}"
+            f"{', the largest tried' if row['at_edge'] else ''} (the unigram of its own tokens about {by_unigram:.2f})"
         )
-    if len(set(said.values())) == 1:
-        return [f"under all {len(said)} tokenizers {next(iter(said.values()))}, on held-out text", *lines]
-    return [f"it depends on the tokenizer: {'; '.join(f'{v}: {what}' for v, what in said.items())}", *lines]
+    lines.append(f"held-out loss at the λ chosen, nats a word: {'; '.join(levels)}")
+    for v, row in best.iterrows():
+        does, r = f"λ = {row['compared']:g}", rare.loc[v]
+        does = does if used[v] else f"decay buys nothing at this rate; {does}, the smallest tried,"
+        own = [("all words", row), *([("unseen ones", unseen.loc[v])] if v in unseen.index else [])]
+        parts = [f"{what} by {c['change']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}]" for what, c in own]
+        lines.append(
+            f"{v}: {does} changes {' and '.join(parts)}; at the λ chosen those of {label} forgo {r['forgone']:.3f} "
+            f"[{r['forgone_low']:.3f}, {r['forgone_high']:.3f}] against λ = {r['best_weight_decay']:g}, their best"
+        )
+    bins = words[(words["bin"] != "all") & words["variant"].map(used)]
+    beyond = bins[holm(bins["p_value"]) < 1 - confidence]
+    found = [f"count {r.bin} {r.change:+.3f} ({r.variant})" for r in beyond.itertuples()]
+    lines.append(
+        f"of {len(bins)} bins of held-out words at a λ above 0 that is chosen, Holm-corrected over all, {len(found)} change: "
+        f"{'; '.join(found) or 'none'}; {n_seeds} seeds each"
+    )
+    return lines

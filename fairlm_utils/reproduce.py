@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,10 +141,62 @@ def _notebooks_of(results: runs.Results) -> tuple[str, ...]:
     return ("07_remedies",) if has_remedies(results) else ()
 
 
+def _kept(results: runs.Results) -> runs.Results:
+    """The runs that an experiment's page is of: all, or each setting's at the learning rate that is best at λ = 0.
+
+    The latter where losses by word or by language answer a question about variants, each tried at several rates.
+    """
+    from fairlm_utils import comparisons
+
+    told = results.words is not None or results.languages is not None
+    if (
+        not told
+        or "rates" in results.provenance
+        or "variant" not in results.totals
+        or comparisons.has_remedies(results)
+    ):
+        return results
+    return comparisons.at_best_rate(results)
+
+
+def _answer(kept: runs.Results) -> list[str]:
+    """Sentences of an experiment whose rates `_kept` has chosen, the answer first; none of others, whose tables say it."""
+    from fairlm_utils import comparisons, languages
+
+    if "rates" not in kept.provenance:
+        return []
+    by_language, by_word = kept.languages, comparisons.tokenizers
+    said = comparisons.say_tokenizers(by_word(kept)) if by_language is None else languages.verdict(by_language)
+    return [*said, *comparisons.say_rates(pd.DataFrame(kept.provenance["rates"]))]
+
+
+def _by_rate(results: runs.Results) -> pd.DataFrame:
+    """The learning rates tried and what is found at each: changes with their intervals at the λ that is chosen there."""
+    from fairlm_utils import comparisons, languages
+
+    if results.languages is not None:
+        used = languages.compared_weight_decay(results.languages)
+        changes = languages.small_minus_large(results.languages, used)
+        found = comparisons.mean_interval(changes, "difference")
+        found = found.assign(λ=found["variant"].map(used), what="small − large, " + found["split"])
+    else:
+        found = comparisons.tokenizers(results).query("unit == 'word' and split == 'held-out'")
+        found = found[found["bin"].isin(found["bin"].unique()[:3])].rename(columns={"change": "mean", "compared": "λ"})
+        found["what"] = "words, count " + found["bin"]
+    found["change"] = [f"{r.mean:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in found.itertuples()]
+    wide = found.pivot(index=["variant", "λ"], columns="what", values="change").reset_index("λ")
+    rates = comparisons.rates(results).set_index("variant")
+    at_zero = pd.Series([f"{r.loss:.3f} ± {r.sd:.3f}" for r in rates.itertuples()], rates.index)
+    kept = rates["kept"].map({True: "yes", False: ""})
+    return pd.DataFrame({"held-out average at λ = 0": at_zero, "kept": kept}).join(wide).reset_index()
+
+
 def _tables(results: runs.Results) -> dict[str, pd.DataFrame]:
     """What an experiment says, by heading: verdicts on the claims, or what its variants change; Table 1 and scale."""
     from fairlm_utils import claims, comparisons, metrics, scale
 
+    if (kept := _kept(results)) is not results:
+        return {"Learning rates tried, and the change from λ = 0 at each": _by_rate(results), **_tables(kept)}
     sheet = scale.sheet(results)
     columns = sheet.select_dtypes("number").columns
     sheet[columns] = sheet[columns].map(lambda v: "" if np.isnan(v) else f"{v:.3g}")
@@ -166,8 +219,13 @@ def _tables(results: runs.Results) -> dict[str, pd.DataFrame]:
 
 
 def _picture(results: runs.Results) -> Any:
-    from fairlm_utils import charts, comparisons, metrics
+    from fairlm_utils import charts, comparisons, languages, metrics
 
+    if answer := _answer(results):
+        if results.languages is None:
+            return charts.change_by_tokenizer(comparisons.tokenizers(results), answer[0])
+        changes = languages.language_changes(results.languages)
+        return charts.change_by_language(changes[changes["compared"]], answer[0])
     if comparisons.has_remedies(results):
         points = comparisons.remedy_points(comparisons.remedy_numbers(results), results.params["variants"])
         return charts.pareto(points.assign(regime=results.params["experiment"]))
@@ -184,17 +242,25 @@ def _check_models(asked: Sequence[tuple[str, int, int]]) -> None:
 
 
 def _save(results: runs.Results, folder: Path, command: str) -> None:
-    """The small tables for committing, with a page that shows them and the figure of loss by frequency."""
+    """The small tables for committing, with a page that shows them and the figure of loss by frequency, or of the answer."""
     from fairlm_utils import charts, comparisons
 
-    runs.write_results(results, folder, command)
-    chart = _picture(results)
-    picture, *_ = charts.png(chart)
+    kept, made = _kept(results), f"Made by `{command}`"
     file = "remedies.png" if comparisons.has_remedies(results) else "loss_by_frequency.png"
+    if answer := _answer(kept):
+        runs.write_results(_thinned(kept), folder, command)
+        file = "answer.png"
+        stacked = command.replace("make results PARAMS=", "python -m fairlm_utils.stacked ")
+        made = f"Made by `{stacked}` on one GPU, or on cores by the next alone, then `{command}`"
+    else:
+        runs.write_results(results, folder, command)
+    chart = _picture(kept)
+    picture, *_ = charts.png(chart)
     lines = [
         f"# {results.params['experiment']}",
-        f"Made by `{command}` at commit {', '.join(results.provenance['git_commits'])}.",
-        f"Scale: {results.scale}.",
+        f"{made} at commit {', '.join(results.provenance['git_commits'])}.",
+        f"Scale: {kept.scale}.",
+        *(["\n".join(f"- {sentence}" for sentence in answer)] if answer else []),
         "Losses in nats; intervals are 95 % Student-t intervals over seeds, claims and changes mean ± half of one; other ± are "
         "standard deviations over seeds.",
         f"![{chart.description}]({file})",
@@ -203,6 +269,17 @@ def _save(results: runs.Results, folder: Path, command: str) -> None:
     for name, content in {file: picture, "README.md": ("\n\n".join(lines) + "\n").encode()}.items():
         with runs.atomic_path(folder / name) as temporary:
             temporary.write_bytes(content)
+
+
+def _thinned(results: runs.Results) -> runs.Results:
+    """An experiment without what its answer does not rest on: the last window of its curves, reliability of the first seed."""
+    curves, reliability = results.curves, results.reliability
+    last = curves.groupby("variant")["step"].transform("max")
+    return replace(
+        results,
+        curves=curves[curves["step"] == last],
+        reliability=reliability[reliability["seed"] == reliability["seed"].min()],
+    )
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -269,15 +346,16 @@ def _run_title(p: EvaluationParams, notebook: str) -> str:
 def _conclude(file: str | Path, folder: Path, results: runs.Results, done: dict[str, Path]) -> Path:
     from fairlm_utils.report import write_report
 
-    tables = _tables(results)
-    print(
-        f"\n{results.scale}; losses in nats; mean ± sd over seeds, or ± half a 95 % Student-t interval where compared"
-    )
+    tables, kept = _tables(results), _kept(results)
+    print(f"\n{kept.scale}; losses in nats; mean ± sd over seeds, or ± half a 95 % Student-t interval where compared")
     for name, table in reversed(tables.items()):
         print(f"\n{name}\n{_for_terminal(name, table)}")
+    answer = _answer(kept)
+    print("".join(f"\n{sentence}" for sentence in answer))
     lines = [
         "Weight decay and the loss of low-frequency tokens: claims of arXiv 2410.11985 checked on models trained by this command.",
-        f"Scale: {results.scale}. Experiment file: {file}. Losses in nats, mean ± sd over seeds.",
+        f"Scale: {kept.scale}. Experiment file: {file}. Losses in nats, mean ± sd over seeds.",
+        *answer,
     ]
     title = f"The Fair Language Model Paradox: {results.params['experiment']}"
     return write_report(folder / "report", title, lines, tables, done)

@@ -434,11 +434,13 @@ class Results:
             else f"{training['weight_decay'].nunique()} values of λ"
         )
         seeds = f"{n_seeds.min()}" + (f" to {n_seeds.max()}" if n_seeds.min() < n_seeds.max() else "")
-        p = self.params
+        p, targets = self.params, training["n_train_tokens"].astype(int)
+        corpus = p.get("corpus") or " and ".join(own["corpus"] for own in p["variants"].values())
+        n_targets = f"{targets.min():,}" + (f" to {targets.max():,}" if targets.min() < targets.max() else "")
         context = f"{p['context']} tokens" if "context" in p else "several lengths"
         steps = f"{p['steps']:,} steps" if "steps" in p else "several numbers of steps"
         return (
-            f"{', '.join(training['model'].unique())} on {p['corpus']}, {int(training['n_train_tokens'].iloc[0]):,} training targets in "
+            f"{', '.join(training['model'].unique())} on {corpus}, {n_targets} training targets in "
             f"blocks of {context}, {steps}, {n}, {seeds} seeds each"
         )
 
@@ -590,7 +592,8 @@ def read_experiment(path: Path) -> dict[str, Any]:
         TrainingParams.check({k: v for k, v in known["params"].items() if k in fields}, str(path))
     except ParameterError as error:
         raise RunError(f"{error}; {_RESTORE}") from error
-    if "corpus" not in known["params"]:
+    settings = known["params"].get("variants") or {"": known["params"]}
+    if any("corpus" not in known["params"] | own for own in settings.values()):
         raise RunError(f"{path}: says nothing of the corpus; {_RESTORE}")
     verify(path.parent, known.pop("sha256"), _RESTORE)
     return known

@@ -46,7 +46,8 @@ ALL = {
     "change_by_language": charts.change_by_language(
         grid(language=["German", "Italian"], variant=["natural", "temperature"], split=["training", "held-out"]).assign(
             weight_decay=0.1
-        )
+        ),
+        "small languages pay; large ones do not (natural)",
     ),
     "reliability": charts.reliability(
         grid(weight_decay=LAMBDAS, frequency_class=["low", "high"]).assign(confidence=0.5, accuracy=0.4)
@@ -67,10 +68,17 @@ ALL = {
     "models_by_bin": charts.models_by_bin(
         grid(label=["a", "b"], bin_low=[1, 3]).assign(bin="1–2", loss=1.0, n_types=3), "loss", "loss (nats)"
     ),
-    "change_by_tokenizer": charts.models_by_bin(
-        grid(label=["a", "b"], bin_low=[1, 3]).assign(bin="1–2", change=-1.0, low=-2.0, high=0.5, n_words=3),
-        "change",
-        "change of the loss (nats)",
+    "change_by_tokenizer": charts.change_by_tokenizer(
+        grid(
+            variant=["a", "b"], bin=["all", "0", "1–2"], unit=["word", "token"], split=["training", "held-out"]
+        ).assign(
+            bin_low=lambda f: f["bin"].map({"all": -1, "0": 0, "1–2": 1}),
+            change=-1.0,
+            n=3,
+            compared=0.3,
+            weight_decay=0.0,
+        ),
+        "rare words pay: 1 nat",
     ),
     "floors": charts.floors(
         pd.DataFrame(

@@ -212,7 +212,7 @@ def of_tokenizers() -> Results:
             ):
                 row = {**key, "bin": name, "bin_low": low, "loss": own + extra, "loss_occurrences": own + extra}
                 words.append({**row, "n_words": n, "n_occurrences": n_all})
-                bins.append({**row, "n_types": n, "n_tokens": n_all})
+                bins.append({**row, "n_types": n, "n_tokens": n_all, "unigram": 2 * own, "unigram_occurrences": 20.0})
     rest = dict.fromkeys(("totals", "classes", "kinds", "reliability", "curves", "counts"))
     return Results(**rest, bins=pd.DataFrame(bins), words=pd.DataFrame(words), params={}, provenance={})
 
@@ -229,15 +229,41 @@ def test_the_decay_that_held_out_words_choose_and_what_rare_words_forgo_by_it():
     other = found.loc[("theirs", "token", "training", "1–2")]
     assert (other["change"], other["best_weight_decay"], other["forgone"]) == pytest.approx((0.51, 0.0, 0.51))
     assert found.loc[("own", "word", "held-out", "all"), "loss"] == pytest.approx(0.1 * 9.01 + 0.9 * 3.01)
-    said = comparisons.say_tokenizers(table)
-    assert "own: rare words gain by" in said[0] and "theirs: rare words pay for" in said[0] and len(said) == 3
-    assert "under all 1 tokenizers rare words gain" in comparisons.say_tokenizers(table[table["variant"] == "own"])[0]
+    assert found.loc[("own", "token", "held-out", "all"), "unigram"] == pytest.approx(20.0)
+    assert not table["at_edge"].any() and (table["compared"] == 0.5).all()
+    answer, rare_words, levels, *each, every_bin = comparisons.say_tokenizers(table)
+    assert answer == "rare words pay for the λ that held-out words choose under theirs; they gain by it under own"
+    assert "own: -0.990 [-1.015, -0.965] at λ = 0.5" in rare_words and "theirs: +0.510" in rare_words
+    assert levels.index("own 3.610 [") < levels.index("theirs 3.760 [") and "own tokens about 20.00" in levels
+    assert len(each) == 2 and "own: λ = 0.5 changes all words by" in each[0] and "forgo 0.510" in each[0]
+    assert "of 4 bins" in every_bin and "4 change: count 1–2 -0.990 (own)" in every_bin
     whole = of_tokenizers()
     some = whole.words[(whole.words["seed"] < 2) | (whole.words["weight_decay"] < 1.0)]
     with pytest.raises(ValueError, match="train what is missing"):
         comparisons.tokenizers(dataclasses.replace(whole, words=some))
     with pytest.raises(ValueError, match="by_word: true"):
         comparisons.tokenizers(dataclasses.replace(whole, words=None))
+
+
+def test_no_decay_chosen_is_said_and_the_smallest_is_what_is_compared():
+    """One tokenizer, whose words all lose with λ, by amounts that seeds do not tell from none."""
+    whole = of_tokenizers()
+    noise = whole.words["seed"].map({0: -1.0, 1: 1.0, 2: 0.0}) * (whole.words["weight_decay"] > 0)
+    losses = {c: 10.0 + whole.words["weight_decay"] + noise for c in ("loss", "loss_occurrences")}
+    words = whole.words.assign(**losses)[whole.words["variant"] == "own"]
+    bins = whole.bins[whole.bins["variant"] == "own"]
+    table = comparisons.tokenizers(dataclasses.replace(whole, words=words, bins=bins))
+    row = table.query("unit == 'word' and split == 'held-out' and bin == 'all'").iloc[0]
+    assert (row["weight_decay"], row["compared"], row["loss"], row["forgone"]) == (0.0, 0.5, 10.0, 0.0)
+    assert row["change"] == pytest.approx(0.5) and row["low"] < 0
+    said = comparisons.say_tokenizers(table)
+    assert (
+        said[0].startswith("under no tokenizer do rare words reliably pay") and "own: no λ above 0 is chosen" in said[1]
+    )
+    assert "decay buys nothing at this rate; λ = 0.5, the smallest tried" in said[3] and "of 0 bins" in said[-1]
+    none = dataclasses.replace(whole, words=words[words["weight_decay"] == 0], bins=bins[bins["weight_decay"] == 0])
+    with pytest.raises(ValueError, match="0 and another"):
+        comparisons.tokenizers(none)
 
 
 def test_each_setting_is_kept_at_the_rate_that_is_best_without_decay():
@@ -249,10 +275,17 @@ def test_each_setting_is_kept_at_the_rate_that_is_best_without_decay():
         ("b, lr 0.1", 0.0, 3.0),
     ]
     totals = pd.DataFrame(rows, columns=["variant", "weight_decay", "average_loss"]).assign(split="held-out", seed=0)
-    tables = dict.fromkeys((*runs.TABLES, "provenance"), totals)
-    results = runs.Results(**tables, params={"variants": {v: {"x": v} for v in totals["variant"]}})
+    tables = dict.fromkeys(runs.TABLES, totals)
+    results = runs.Results(
+        **tables, provenance={"n_runs": 5}, params={"variants": {v: {"x": v} for v in totals["variant"]}}
+    )
     kept = comparisons.at_best_rate(results)
     assert kept.totals[["variant", "average_loss"]].values.tolist() == [["a", 1.0], ["a", 5.0], ["b", 3.0]]
     assert kept.params["variants"] == {"a": {"x": "a, lr 0.2"}, "b": {"x": "b, lr 0.1"}}
+    assert kept.provenance["n_runs"] == 5 and kept.provenance["rates"]["kept"] == [False, True, True]
+    first, second = comparisons.say_rates(pd.DataFrame(kept.provenance["rates"]))
+    assert first.startswith("a: learning rate 0.2, the largest of 2 tried, 1.000 ±")
+    assert first.endswith("rate and λ chosen together would be 0.1 and 1, 0.500 against 1.000")
+    assert second.startswith("b: learning rate 0.1, 3.000 ±") and "together" not in second
     with pytest.raises(runs.RunError, match="do not end in 'lr RATE'"):
         comparisons.split_rate(pd.Series(["a"]))

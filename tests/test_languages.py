@@ -174,16 +174,28 @@ def test_the_verdict_says_who_pays_and_what_temperature_sampling_changes():
     frame = table(0.3, -0.2)
     assert languages.chosen_weight_decay(frame) == {"natural": 0.1, "temperature": 0.1}
     changes = languages.language_changes(frame)
-    row = changes[(changes["language"] == "German") & (changes["split"] == "training") & changes["chosen"]].iloc[0]
+    row = changes[(changes["language"] == "German") & (changes["split"] == "training") & changes["compared"]].iloc[0]
     assert row["mean"] == pytest.approx(0.1) and row["weight_decay"] == 0.1 and row["n_seeds"] == 3
-    said = languages.verdict(frame)
-    assert "training text, natural: small languages change by +0.301 bits per byte, the large one by +0.100" in said
-    assert "small ones more than the large one (+0.201" in said and "temperature sampling changes that (-0.200" in said
+    answer, natural, _, each, alike, gained, rule = languages.verdict(frame)
+    assert answer.startswith("on training text decay costs small languages more than the large one: +0.201 [")
+    assert "on held-out text decay costs small languages not reliably more or less than" in answer
+    assert "training text, small languages +0.301, the large one +0.100, difference +0.201 [" in natural
+    assert "λ = 0.1 has the lowest held-out loss" in natural and "without decay" in natural
+    assert "each at its λ: training text lowers it reliably: -0.200" in each and "both at λ = 0.1" in alike
+    assert "small languages not reliably: +0.000" in gained and "over the 10 differences above, 3 seeds" in rule
     same = languages.verdict(table(0.1, 0.0))
-    assert (
-        "not reliably more or less than the large one" in same
-        and "temperature sampling does not reliably change that" in same
-    )
+    assert "not reliably more or less than the large one: +0.001" in same[0] and "not reliably: +0.000" in same[3]
+
+
+def test_where_no_decay_is_chosen_the_smallest_is_compared_and_one_mixture_has_no_temperature():
+    frame = table(0.3, 0.0).query("variant == 'natural'")
+    worse = (frame["split"] == "held-out") & (frame["weight_decay"] > 0)
+    frame = frame.assign(bits_per_byte=frame["bits_per_byte"] + 2.0 * worse)
+    assert languages.chosen_weight_decay(frame) == {"natural": 0.0}
+    assert languages.compared_weight_decay(frame) == {"natural": 0.1}
+    answer, natural, rule = languages.verdict(frame)
+    assert "λ = 0 has the lowest held-out loss" in natural and "λ = 0.1 is compared" in natural
+    assert "(natural mixture, λ = 0.1)" in answer and "2 differences" in rule
 
 
 def test_the_average_that_chooses_weighs_languages_by_their_natural_share():

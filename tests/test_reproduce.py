@@ -1,0 +1,72 @@
+"""Pages of experiments whose settings were each tried at several learning rates: what is kept, said and shown of them."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fairlm_utils import charts, reproduce, runs
+from tests.test_comparisons import of_tokenizers
+
+ROOT = Path(__file__).parents[1]
+
+
+def tried() -> runs.Results:
+    """Each tokenizer of `of_tokenizers` at two rates, the first better at λ = 0 by 1 nat, in its held-out average alone."""
+    whole, parts = of_tokenizers(), {"words": [], "bins": []}
+    for name in parts:
+        table = getattr(whole, name)
+        parts[name] = pd.concat([table.assign(variant=table["variant"] + f", lr {rate}") for rate in (0.1, 0.2)])
+    keys = ["model", "variant", "weight_decay", "seed", "split"]
+    totals = parts["bins"][keys].drop_duplicates()
+    totals = totals.assign(average_loss=3.0 + totals["variant"].str.endswith("0.2") * (totals["weight_decay"] == 0))
+    steps = pd.concat([totals.assign(step=step) for step in (1, 2)])
+    variants = {v: {"learning_rate": float(v.split()[-1])} for v in totals["variant"].unique()}
+    own = {"totals": totals, "curves": steps, "reliability": steps, **{k: pd.concat([v]) for k, v in parts.items()}}
+    return dataclasses.replace(whole, **own, params={"variants": variants})
+
+
+def test_the_rate_that_is_best_without_decay_is_what_is_said_and_every_rate_is_shown():
+    raw = tried()
+    kept = reproduce._kept(raw)
+    assert set(kept.words["variant"]) == {"own", "theirs"} and reproduce._kept(kept) is kept
+    said = reproduce._answer(kept)
+    assert said[0].startswith("rare words pay") and "learning rate 0.1, the smallest of 2 tried, 3.000 ±" in said[-1]
+    shown = reproduce._by_rate(raw).set_index("variant")
+    assert shown["kept"].to_dict() == {
+        "own, lr 0.1": "yes",
+        "own, lr 0.2": "",
+        "theirs, lr 0.1": "yes",
+        "theirs, lr 0.2": "",
+    }
+    assert shown.loc["own, lr 0.2", "held-out average at λ = 0"] == "4.000 ± 0.000"
+    assert shown.loc["own, lr 0.2", "words, count 1–2"].startswith("-0.990 [") and (shown["λ"] == 0.5).all()
+    thin = reproduce._thinned(kept)
+    assert (
+        (thin.curves["step"] == 2).all()
+        and set(thin.reliability["seed"]) == {0}
+        and len(thin.totals) == len(kept.totals)
+    )
+
+
+def test_other_experiments_are_shown_whole():
+    raw = tried()
+    wordless = dataclasses.replace(raw, words=None)
+    assert reproduce._kept(wordless) is wordless and reproduce._answer(wordless) == []
+    named = raw.totals.replace({"variant": {"own, lr 0.1": "no decay", "own, lr 0.2": "plain decay"}})
+    remedies = dataclasses.replace(raw, totals=named)
+    assert reproduce._kept(remedies) is remedies
+
+
+@pytest.mark.parametrize("experiment", ["tokenizers", "languages"])
+def test_the_committed_page_says_what_its_tables_say(experiment):
+    folder = ROOT / "results" / experiment
+    results, page = runs.load_results(folder), (folder / "README.md").read_text(encoding="utf-8")
+    said = reproduce._answer(results)
+    assert len(said) > 5 and [line[2:] for line in page.splitlines() if line.startswith("- ")] == said
+    assert results.scale in page and (folder / "answer.png").read_bytes()[:4] == b"\x89PNG"
+    title = reproduce._picture(results).to_dict()["title"]
+    assert (title if isinstance(title, list) else title["text"]) == charts.headline(said[0])
+    assert np.isfinite(pd.DataFrame(results.provenance["rates"])["loss"]).all()
