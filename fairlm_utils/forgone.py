@@ -199,6 +199,38 @@ def _range(values: pd.Series) -> str:
     return f"{values.min():+.2f} to {values.max():+.2f}"
 
 
+def gains(results: Results, frame: pd.DataFrame) -> pd.DataFrame:
+    """Held-out gain over the unigram by bin, of the setting chosen in each cell with the rate, mean over seeds.
+
+    Columns cell, weight_decay, average_gain (over all tokens), bin, bin_low, n_types and gain (mean over the bin's types), nats.
+    """
+    chosen = of_map(choices(frame, jointly=True))
+    rate = chosen["learning_rate"].map("{:g}".format)
+    chosen = chosen.assign(variant=chosen["cell"] + ", lr " + rate, average_gain=chosen["unigram"] - chosen["average"])
+    kept = results.bins.query("split == 'held-out'").merge(
+        chosen[["cell", "variant", "weight_decay", "average_gain"]], on=["variant", "weight_decay"]
+    )
+    keys = ["cell", "weight_decay", "average_gain", "bin", "bin_low"]
+    table = kept.groupby(keys, sort=False)[["n_types", "gain"]].mean().reset_index()
+    return table.sort_values(["average_gain", "bin_low"], kind="stable", ignore_index=True).round(4)
+
+
+def say_place(table: pd.DataFrame, label: str, average_gain: float, share: float) -> str:
+    """Where a model lies on the map by its held-out gain over the unigram (nats), in one sentence.
+
+    `share` is its gain of low-frequency types over that of high-frequency ones, which says how far down the counts it learnt.
+    """
+    cells = table.drop_duplicates("cell")
+    nearest = cells.loc[(cells["average_gain"] - average_gain).abs().idxmin()]
+    place = (
+        "no model of use" if average_gain < USEFUL else f"most like {nearest['cell']} ({nearest['average_gain']:.2f})"
+    )
+    return (
+        f"{label} gains {average_gain:.2f} nats over the unigram on held-out text, {place}; its low-frequency types gain "
+        f"{share:.2f} times what its high-frequency ones do."
+    )
+
+
 #: Widths of the models whose cell is on the map, and of the paper's OpenELM-270M.
 WIDTHS, PAPER_WIDTH = {"qwen2-tiny": 128, "qwen2-tiny-wide": 256, "qwen2-tiny-wider": 512}, 1280
 

@@ -396,6 +396,9 @@ class AuditParams(CorpusParams):
         "", description="CSV or Parquet with columns token_id and count; empty counts the training documents"
     )
     tables_folder: PathName = Field("", description="tables of an earlier audit to show; empty makes the audit")
+    map_gains: PathName = Field(
+        "results/map/gains.csv", min_length=1, description="gains of models of known regimes, to show a model beside"
+    )
     bos: Bos = Field("auto", description="documents begin with the BOS token, auto as the tokenizer's own rule has it")
     context: int = Field(64, ge=2, description="tokens a block")
     max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")

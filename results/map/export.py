@@ -19,7 +19,7 @@ BEST = "400k targets, 10 epochs, lr 0.004"
 
 
 def export(runs_dir: Path) -> None:
-    """map.csv, one row per run and text; the tables of the best setting at every λ; the map as a picture."""
+    """map.csv, one row per run and text; gains.csv, one per cell and bin; tables of the best setting; the picture."""
     runs.enter_project()
     results = {name: runs.load_results(runs_dir / name) for name in EXPERIMENTS}
     tables = [
@@ -32,6 +32,7 @@ def export(runs_dir: Path) -> None:
     best = replace(results["map"], **kept, tokens=None, params=known)
     runs.write_results(best, FOLDER, "python results/map/export.py")
     runs.write_table(FOLDER / "map.csv", pd.concat(tables, ignore_index=True))
+    runs.write_table(FOLDER / "gains.csv", forgone.gains(results["map"], forgone.read(FOLDER / "map.csv")))
     seeds = forgone.by_seed(forgone.read(FOLDER / "map.csv"))
     picture, *_ = charts.png(charts.regime_map(*forgone.rare_on_map(seeds)))
     with runs.atomic_path(FOLDER / "map.png") as temporary:
