@@ -550,12 +550,14 @@ def models_by_bin(
     order = frame.sort_values("bin_low")["bin"].unique().tolist()
     name = y_title.split(" (")[0]
     crosses = bool((frame[value] < 0).any())
-    colours = [*_MODEL_COLOURS[: len(labels)], *("#555555", "#a0a0a0", "#555555", "#a0a0a0")[: len(lines)]]
+    colours = [*_MODEL_COLOURS[: len(labels)], *("#555555", "#a0a0a0", "#202020", "#c8c8c8")[: len(lines)]]
     counts = [alt.Tooltip(f"{c}:Q", format=",") for c in ("n_types", "n_words") if c in frame]
     base = alt.Chart(frame).encode(
         x=alt.X("bin:O", sort=order, title=x_title, axis=alt.Axis(labelAngle=-40)),
         y=alt.Y(f"{value}:Q", title=y_title, scale=alt.Scale() if crosses else alt.Scale(domainMin=0)),
-        color=alt.Color("label:N", sort=[*labels, *lines], title=None).scale(domain=[*labels, *lines], range=colours),
+        color=alt.Color("label:N", sort=[*labels, *lines], title=None, legend=alt.Legend(labelLimit=280)).scale(
+            domain=[*labels, *lines], range=colours
+        ),
         tooltip=["label:N", "bin:O", alt.Tooltip(f"{value}:Q", format=".4f"), *counts],
     )
     layers = (

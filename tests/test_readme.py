@@ -17,6 +17,7 @@ from fairlm_utils import (
     evaluation,
     forgone,
     ladder,
+    languages,
     layout,
     metrics,
     panel,
@@ -168,6 +169,54 @@ def test_links_and_pictures_exist():
             assert target.startswith("https://") or (folder / target).exists(), target
 
 
+def interval(mean: float, low: float, high: float) -> str:
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+
+
+def of_tokenizers_row() -> str:
+    """The reviewers' second question, of tokenizers."""
+    table = comparisons.tokenizers(runs.load_results(ROOT / "results" / "tokenizers"))
+    held = table[(table["unit"] == "word") & (table["split"] == "held-out")].set_index(["bin", "variant"])
+    gpt2, small, large = "GPT-2's BPE, 50,257 types", "trained BPE, 4,101 types", "trained BPE, 16,389 types"
+    assert [held.loc[("all", v), "weight_decay"] for v in (gpt2, small, large)] == [0.0, 0.3, 2.0]
+    rare = [interval(*held.loc[("1–2", v), ["change", "low", "high"]]) for v in (small, large)]
+    losses = [f"{held.loc[('all', v), 'loss']:.2f}" for v in (small, gpt2, large)]
+    assert comparisons.say_tokenizers(table)[0].endswith("choose; nor do they reliably gain by it")
+    return (
+        f"held-out words choose λ = 0.3 with 4,101 types and λ = 2, the largest tried, with 16,389, and change those of a count of 1–2 by "
+        f"{rare[0]} and {rare[1]} nats, neither beyond seeds; under GPT-2's they choose no decay. Loss a word {losses[0]}, {losses[2]} and "
+        f"{losses[1]}; the rate of the last two is the smallest tried"
+    )
+
+
+def of_languages_row() -> str:
+    """What is said of languages."""
+    results = runs.load_results(ROOT / "results" / "languages")
+    used = languages.compared_weight_decay(results.languages)
+    assert used == {"natural": 0.3, "temperature": 0.1}
+    found = {}
+    for name, at in (("own", used), ("alike", dict.fromkeys(used, 0.3))):
+        changes = languages.small_minus_large(results.languages, at)
+        table = comparisons.mean_interval(changes, "difference").set_index(["variant", "split"])
+        found |= {(name, *key): interval(*table.loc[key, ["mean", "low", "high"]]) for key in table.index}
+    page = (ROOT / "results" / "languages" / "README.md").read_text(encoding="utf-8")
+    by_rate = [cells(line) for line in page.splitlines() if re.match(r"\| (natural|temperature), lr ", line)]
+    assert len(by_rate) == 6 and all(row[-1].startswith("+") for row in by_rate)
+    answer = languages.verdict(results.languages)[0]
+    assert "small languages more than the large one" in answer and "not reliably more or less than" in answer
+    return (
+        f"at the λ that held-out text chooses (0.3) decay costs the five smallest more than the largest on training text, "
+        f"{found['own', 'natural', 'training']} bits a byte, and not on held-out text, {found['own', 'natural', 'held-out']}. Temperature "
+        f"sampling chooses 0.1; at 0.3 it makes the difference {found['alike', 'temperature', 'training']} and "
+        f"{found['alike', 'temperature', 'held-out']}. The rate is the smallest tried; the signs on training text are the same at all three"
+    )
+
+
+@pytest.mark.parametrize("row", [of_tokenizers_row, of_languages_row])
+def test_answers_on_tokenizers_and_languages_are_those_of_the_results(row):
+    assert row() in RESULTS
+
+
 def test_every_column_and_folder_of_results_stands_on_their_page():
     folders = {path.name for path in (ROOT / "results").iterdir() if path.is_dir()}
     assert folders == set(re.findall(r"^\| \[([\w-]+)\]", RESULTS, re.MULTILINE))
@@ -175,7 +224,8 @@ def test_every_column_and_folder_of_results_stands_on_their_page():
     patterns = [re.compile(name.replace("*", ".+")) for name in described]
     columns = (
         {column for names in runs.TABLES.values() for column in names}
-        | {*runs.SOME_TABLES["words"]}
+        | {column for names in runs.SOME_TABLES.values() for column in names}
+        | set(runs.load_results(ROOT / "results" / "languages").languages)
         | set(scale.sheet(runs.load_results(ROOT / "results" / "quick")))
     )
     assert not {c for c in columns if not any(p.fullmatch(c) for p in patterns)}
