@@ -555,7 +555,7 @@ def models_by_bin(
     base = alt.Chart(frame).encode(
         x=alt.X("bin:O", sort=order, title=x_title, axis=alt.Axis(labelAngle=-40)),
         y=alt.Y(f"{value}:Q", title=y_title, scale=alt.Scale() if crosses else alt.Scale(domainMin=0)),
-        color=alt.Color("label:N", sort=[*labels, *lines], title=None, legend=alt.Legend(labelLimit=280)).scale(
+        color=alt.Color("label:N", sort=[*labels, *lines], title=None, legend=alt.Legend(labelLimit=420)).scale(
             domain=[*labels, *lines], range=colours
         ),
         tooltip=["label:N", "bin:O", alt.Tooltip(f"{value}:Q", format=".4f"), *counts],

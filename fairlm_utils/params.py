@@ -378,7 +378,7 @@ class RemediesParams(Parameters):
     """Parameters of `07_remedies`."""
 
     remedy_results: PathNames = Field(
-        ["results/remedies-memorising", "results/remedies-onepass"],
+        ["results/remedies-regime", "results/remedies-memorising", "results/remedies-onepass"],
         min_length=1,
         description="results of experiments with variants, one a regime",
     )
