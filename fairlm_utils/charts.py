@@ -473,7 +473,7 @@ def pareto(numbers: pd.DataFrame, x: str = "heldout_average") -> alt.VConcatChar
 
     `numbers`: regime, variant, kind_of_remedy, `x`, heldout_low_frequency, each with _low and _high (intervals over seeds),
     front (whether no other variant is better on both) and recommended, ringed. A panel per regime; points are numbered from
-    left to right, and the list beside a panel names them, those on the front in bold.
+    left to right, where there is room, and the list beside a panel names them, those on the front in bold.
     """
     panels = [_pareto_panel(frame, str(name), x) for name, frame in numbers.groupby("regime", sort=False)]
     return (
@@ -490,6 +490,7 @@ def pareto(numbers: pd.DataFrame, x: str = "heldout_average") -> alt.VConcatChar
 def _pareto_panel(frame: pd.DataFrame, regime: str, x: str) -> alt.HConcatChart:
     frame = frame.sort_values(x, kind="stable").assign(number=np.arange(1, len(frame) + 1))
     frame["line"] = frame["number"].map("{:>2}  ".format) + frame["variant"]
+    frame["numbered"] = _apart(frame, x, "heldout_low_frequency")
     kinds = list(REMEDY_COLOURS)
     x_title, y_title = "held-out average loss (nats)", "held-out loss of low-frequency types (nats)"
     field = "heldout_low_frequency"
@@ -511,7 +512,9 @@ def _pareto_panel(frame: pd.DataFrame, regime: str, x: str) -> alt.HConcatChart:
         base.mark_rule(**rule).encode(y=alt.Y(f"{field}_low:Q", title=y_title), y2=f"{field}_high:Q"),
         base.transform_filter("datum.recommended").mark_point(size=300, color="black", opacity=1),
         points,
-        base.mark_text(align="left", dx=6, dy=-7, fontSize=11).encode(text="number:N"),
+        base.transform_filter("datum.numbered")
+        .mark_text(align="left", dx=6, dy=-7, fontSize=11)
+        .encode(text="number:N"),
     ).properties(width=1.25 * WIDTH, height=1.4 * HEIGHT, title=regime)
     listed = alt.Chart().encode(y=alt.Y("number:O", axis=None), x=alt.value(0), text="line:N")
     names = alt.layer(
@@ -520,6 +523,16 @@ def _pareto_panel(frame: pd.DataFrame, regime: str, x: str) -> alt.HConcatChart:
         view=alt.ViewConfig(stroke=None),
     ).properties(width=0.8 * WIDTH, height=1.4 * HEIGHT)
     return alt.hconcat(numbered, names, data=frame, spacing=8)
+
+
+def _apart(frame: pd.DataFrame, x: str, y: str, distance: float = 0.04) -> np.ndarray:
+    """Which points can bear a number without covering that of another: those on the front first, then in order."""
+    places = ((frame[[x, y]] - frame[[x, y]].min()) / (frame[[x, y]].max() - frame[[x, y]].min())).to_numpy()
+    taken: list[int] = []
+    for i in np.argsort(~frame["front"].to_numpy(), kind="stable"):
+        if all(np.abs(places[i] - places[j]).max() > distance for j in taken):
+            taken.append(i)
+    return np.isin(np.arange(len(frame)), taken)
 
 
 #: Axis of frequency bins of an audit: the counts are those of a reference text, whatever the model was trained on.

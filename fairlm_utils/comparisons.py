@@ -296,6 +296,19 @@ def say_remedies(judged: pd.DataFrame) -> str:
     return f"no remedy is needed here: plain decay {verb} the held-out loss of low-frequency types {without}, {rest}"
 
 
+def say_best(judged: pd.DataFrame) -> str:
+    """Which variant of `judge_remedies` lowers the held-out average most, and which the loss of rare types at no worse average."""
+    average, low = "heldout_average", "heldout_low_frequency"
+    able = judged[judged["not_worse"]]
+    first, second = (row.to_dict() for row in (judged.loc[judged[average].idxmin()], able.loc[able[low].idxmin()]))
+    return (
+        f"Of {len(judged) - 1} variants beside plain decay {first['variant']} has the lowest {MEASURES[average]} "
+        f"({_by(first, average)}; {MEASURES[low]} {_by(first, low)}); of the {len(able)} whose average is not worse, "
+        f"{second['variant']} has the lowest {MEASURES[low]} ({_by(second, low)}, Holm-corrected p = {second['p_holm']:.2g}; average "
+        f"{_by(second, average)})"
+    )
+
+
 def _by(row: Mapping[str, Any], measure: str, sign: int = 1) -> str:
     """A change with its interval; with sign −1 that from this variant to plain decay."""
     low, high = sorted((sign * row[f"{measure}_low"], sign * row[f"{measure}_high"]))

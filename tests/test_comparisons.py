@@ -99,6 +99,9 @@ def test_the_remedy_recommended_is_the_best_for_rare_types_of_those_no_worse_on_
     said = comparisons.say_remedies(judged)
     assert said.startswith("recommended: better, which changes the held-out loss of low-frequency types by -0.600 nats")
     assert "over 5 variants" in said and "3 seeds; it raises the training average loss (+0.600" in said
+    said = comparisons.say_best(judged)
+    assert "slight has the lowest held-out average loss (-0.100" in said
+    assert "of the 4 whose average is not worse, better has the lowest" in said and "(-0.600" in said
 
 
 def test_no_remedy_is_recommended_where_none_is_needed_helps_or_can():

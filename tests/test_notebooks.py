@@ -88,7 +88,10 @@ def test_committed_results_say_where_they_come_from():
     assert folders
     for folder in folders:
         known = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
-        assert known["provenance"]["command"].startswith(("make results", "python results/")) and known["provenance"]["n_runs"] > 1
+        assert (
+            known["provenance"]["command"].startswith(("make results", "python results/"))
+            and known["provenance"]["n_runs"] > 1
+        )
         assert all(re.fullmatch(r"[0-9a-f]{12}", commit) for commit in known["provenance"]["git_commits"]), (
             "made from uncommitted code"
         )

@@ -120,6 +120,19 @@ def test_what_is_said_of_the_map_is_what_its_notebook_prints():
         assert f"{ece[name, 0.0]:.3f} → {ece[name, 0.3]:.3f}" in RESULTS
 
 
+def test_what_is_said_of_remedies_is_what_their_table_says():
+    judged = comparisons.judge_remedies(
+        comparisons.remedy_numbers(runs.load_results(ROOT / "results" / "remedies-regime"))
+    )
+    assert comparisons.say_best(judged) in " ".join(README.split())
+    assert comparisons.say_remedies(judged).startswith("there is nothing to remedy here")
+    table = judged.set_index("variant")
+    for name in ("label smoothing 0.1", "dropout 0.2", "stop at 7 epochs"):
+        for measure in ("heldout_average", "heldout_low_frequency"):
+            mean, low, high = table.loc[name, [measure, f"{measure}_low", f"{measure}_high"]]
+            assert f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−") in RESULTS
+
+
 def test_what_is_said_of_the_papers_models_is_what_the_tables_say():
     text = " ".join(README.split())
     floors = pd.read_csv(ROOT / "results" / "paper-layout" / "floors.csv")
