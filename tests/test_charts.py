@@ -49,6 +49,17 @@ ALL = {
         ),
         "small languages pay; large ones do not (natural)",
     ),
+    "regime_map": charts.regime_map(
+        pd.DataFrame(
+            {"targets": pd.Categorical(["30k", "1M"], ["30k", "1M"]), "epochs": [1, 3], "cell": ["a", "b"]}
+        ).assign(
+            forgone=0.1, forgone_low=0.0, forgone_high=0.2, weight_decay=0.3, useful=[True, False], text="held-out text"
+        ),
+        "forgone",
+        "text",
+        "a finding",
+        "in nats",
+    ),
     "reliability": charts.reliability(
         grid(weight_decay=LAMBDAS, frequency_class=["low", "high"]).assign(confidence=0.5, accuracy=0.4)
     ),
