@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import nbformat
 import pandas as pd
@@ -42,10 +43,13 @@ pre {{ overflow-x: auto; padding: 0.6rem; border: 1px solid #8886; border-radius
 """
 
 
-def notebook_html(path: str | Path, with_code: bool = True, title: str = "") -> str:
+def notebook_html(
+    path: str | Path, with_code: bool = True, title: str = "", pages: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """An executed notebook as one HTML page that needs no network: equations as MathML, pictures inside, code if wanted.
 
     A `title` of its own takes the place of the notebook's first cell, which is about the notebook as it is committed.
+    Links to other notebooks lead to their `pages`, by file name; where there is none, they become plain text.
     """
     notebook = nbformat.read(path, as_version=4)
     if title:
@@ -62,6 +66,11 @@ def notebook_html(path: str | Path, with_code: bool = True, title: str = "") -> 
         soup.title.string = soup.h1.string = title
     for script in soup.find_all("script"):  # of the template, all fetched from the network; a static page needs none
         script.decompose()
+    for link in soup.select('a[href$=".ipynb"]'):
+        if link["href"] in pages:
+            link["href"] = pages[link["href"]]
+        else:
+            link.unwrap()
     style = soup.new_tag("style")
     style.string = (
         ".jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere; }"  # sentences: not within words
@@ -113,13 +122,14 @@ def write_report(
 
 def _pages(folder: Path, notebooks: Mapping[str, Path]) -> dict[str, Path]:
     """A page a notebook, made if it is missing or of another version of the notebook; its path by title."""
-    pages = {}
+    pages = {name: folder / f"{_file_name(name)}.html" for name in notebooks}
+    links = {Path(notebook).name: pages[name].name for name, notebook in notebooks.items()}
     for name, notebook in notebooks.items():
-        pages[name] = page = folder / f"{_file_name(name)}.html"
+        page = pages[name]
         made = Path(notebook).stat().st_mtime_ns
         if not page.exists() or page.stat().st_mtime_ns != made:
             with runs.atomic_path(page) as temporary:
-                temporary.write_text(notebook_html(notebook), encoding="utf-8")
+                temporary.write_text(notebook_html(notebook, pages=links), encoding="utf-8")
                 os.utime(temporary, ns=(made, made))  # whatever the clock says, see which notebook it is of
     return pages
 

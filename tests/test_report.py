@@ -84,3 +84,10 @@ def test_a_model_named_by_a_long_path_has_its_page(tmp_path):
     titles = ["03 " + "/folder" * 60 + end for end in ("/a.json", "/b.json")]
     report.write_report(tmp_path / "r", "title", [], {}, {title: tmp_path / "a.ipynb" for title in titles})
     assert len(list((tmp_path / "r").glob("03*.html"))) == 2
+
+
+def test_links_between_notebooks_lead_to_their_pages_or_are_text(tmp_path):
+    cell = nbformat.v4.new_markdown_cell("[one](one.ipynb) and [two](two.ipynb)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "n.ipynb")
+    page = notebook_html(tmp_path / "n.ipynb", pages={"one.ipynb": "one.html"})
+    assert 'href="one.html"' in page and "two.ipynb" not in page and "and two" in page

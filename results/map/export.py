@@ -33,6 +33,8 @@ def export(runs_dir: Path) -> None:
     runs.write_results(best, FOLDER, "python results/map/export.py")
     runs.write_table(FOLDER / "map.csv", pd.concat(tables, ignore_index=True))
     runs.write_table(FOLDER / "gains.csv", forgone.gains(results["map"], forgone.read(FOLDER / "map.csv")))
+    experiment = runs.read_json(FOLDER / "experiment.json")
+    runs.write_json(FOLDER / "experiment.json", {**experiment, "sha256": runs.digests(FOLDER, ["*.csv"])})
     seeds = forgone.by_seed(forgone.read(FOLDER / "map.csv"))
     picture, *_ = charts.png(charts.regime_map(*forgone.rare_on_map(seeds)))
     with runs.atomic_path(FOLDER / "map.png") as temporary:
