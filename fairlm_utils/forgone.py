@@ -90,6 +90,7 @@ def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
                 base = losses_of.loc[(choice["base_rate"], 0.0), group]
                 if losses.empty or chosen.isna().any() or base.isna().any():
                     continue
+                own_weight_decay = losses.mean(axis=1).idxmin()[1]
                 alone = losses.shape[1] == 1
                 others = losses if alone else losses.mul(-1).add(losses.sum(axis=1), axis=0)
                 for seed, loss in chosen.items():
@@ -99,7 +100,7 @@ def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
                             "split": split,
                             "group": group,
                             "seed": seed,
-                            "own_weight_decay": losses.mean(axis=1).idxmin()[1],
+                            "own_weight_decay": own_weight_decay,
                             "change": loss - base[seed],
                             "forgone": loss - losses.loc[others[seed].idxmin(), seed],
                         }

@@ -116,7 +116,7 @@ class Stack:
     def step(self) -> None:
         """Loss, gradient and update of every run, on the blocks that `batch` names and at the rates of `scalars`."""
         ids, labels = self.blocks[self.batch], self.labels[self.batch]
-        targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:].flatten(1)
+        targets = shifted_targets(labels.flatten(0, 1)).reshape(len(self.points), -1)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.p.dtype == "bfloat16"):
             mean, losses, correct = vmap(self._losses)(self.weights, self.buffers, ids, targets)
         names = list(self.weights)
