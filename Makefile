@@ -29,10 +29,10 @@ setup: .venv/installed ## make .venv and install what requirements.lock holds, h
 	touch $@
 
 reproduce: setup ## run all notebooks on PARAMS: table, verdicts and an HTML report; run again to continue
-	$(BIN)/python -m fairlm_utils.reproduce $(PARAMS) $(SET)
+	$(BIN)/python -m fairlm_utils reproduce $(PARAMS) $(SET)
 
 results: setup ## as reproduce, and write the small tables to results/, to be committed
-	$(BIN)/python -m fairlm_utils.reproduce $(PARAMS) $(SET) --save-results results/$(basename $(notdir $(PARAMS)))
+	$(BIN)/python -m fairlm_utils reproduce $(PARAMS) $(SET) --save-results results/$(basename $(notdir $(PARAMS)))
 
 test: setup ## unit tests in WORKERS=2 processes, then nbval over every notebook
 	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile --durations 25 tests fairlm_utils
@@ -62,10 +62,10 @@ bench: setup ## measure the promised ratios of speed, both sides in one run; PAN
 panel pack: PARAMS = params/paper/openelm-270m-imdb.yaml
 
 panel: setup ## a panel of the paper on one GPU, λ = 0 and 1: stops after MINUTES=9 at a checkpoint, run again to go on
-	TQDM_DISABLE=1 $(BIN)/python -m fairlm_utils.panel run $(PARAMS) --minutes $(MINUTES) $(SET)
+	TQDM_DISABLE=1 $(BIN)/python -m fairlm_utils panel $(PARAMS) --minutes $(MINUTES) $(SET)
 
 pack: setup ## FOLDER=build/panel, at most 64 MiB, with which a panel runs where there are no documents
-	$(BIN)/python -m fairlm_utils.panel pack $(PARAMS) $(FOLDER) $(SET)
+	$(BIN)/python -m fairlm_utils pack $(PARAMS) $(FOLDER) $(SET)
 
 binder: setup ## replay the Binder image in a fresh environment, and the memory a notebook needs in it
 	$(BIN)/python -m tests.binder $(BINDER_NOTEBOOKS) $(SET)

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import types
-from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_origin
@@ -35,6 +34,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer, ComposerError, MaxDepthExceededError
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
+
+from fairlm_utils import files
 
 #: The 256 byte values, all of which a byte-level vocabulary contains.
 BYTE_ALPHABET = 256
@@ -67,14 +68,8 @@ PathName = Annotated[str, AfterValidator(_path_name)]
 PathNames = Annotated[list[str], AfterValidator(lambda names: [_path_name(name) for name in names])]
 
 
-class ParameterError(ValueError):
+class ParameterError(files.UserError, ValueError):
     """Parameters that are unknown, of the wrong type or impossible; the message lists every one of them."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 300 characters of it, or its type if it has none."""
-    lines = str(error).splitlines()
-    return lines[0][:300] if lines else type(error).__name__
 
 
 class Parameters(BaseModel):
@@ -188,7 +183,7 @@ class TrainingParams(TokenizationParams):
     max_train_blocks: int = Field(800, ge=0, description="training blocks, 0 takes all")
     max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")
     model: PathName = Field(
-        "qwen2-tiny", description="a name of fairlm_utils.models.REGISTRY, a config JSON file, or a Hub id"
+        "qwen2-tiny", description="a name of fairlm_utils.lm.models.REGISTRY, a config JSON file, or a Hub id"
     )
     weight_decay: float = Field(0.3, ge=0, description="AdamW decoupled weight decay λ")
     decayed_parameters: DecayedParameters = Field(
@@ -358,7 +353,9 @@ class GeneralizationParams(Parameters):
     """Parameters of `06_generalization`."""
 
     map_table: PathName = Field(
-        "results/map/map.csv", min_length=1, description="losses of every run of the map, see fairlm_utils.forgone"
+        "results/map/map.csv",
+        min_length=1,
+        description="losses of every run of the map, see fairlm_utils.analysis.forgone",
     )
     best_results: PathName = Field(
         "results/map", min_length=1, description="results of the setting of the lowest held-out loss, at every λ"
@@ -564,14 +561,6 @@ def _check_values(value: Any, source: str) -> None:
         _check_values(inner, source)
 
 
-def add_override_option(parser: ArgumentParser) -> None:
-    """Give a command papermill's `-p NAME VALUE`, which sets a parameter over the experiment file."""
-    text = "set a parameter over the file, e.g. -p corpus_path ../imdb"
-    parser.add_argument(
-        "-p", dest="overrides", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=text
-    )
-
-
 def expand(values: Mapping[str, Any], source: str = "parameters") -> list[EvaluationParams]:
     """One checked run of notebooks 02 and 03 for each variant and point of the grid in `values`, in the file's order.
 
@@ -641,3 +630,27 @@ def _describe(error: Mapping[str, Any], cls: type[Parameters]) -> str:
     if isinstance(error["input"], str) and error["type"] in ("float_type", "int_type"):
         hint = " (it is text: write 0.1, without quotes, and not 1e-1, which is text in YAML 1.1)"
     return f"{name}: {message}, not {error['input']!r}{hint}"
+
+
+def time_scale(p: TrainingParams, epochs: float) -> float:
+    """AdamW's time scale τ = 1 / (lr λ) at the peak learning rate, in epochs of a run that takes `epochs`.
+
+    Decay alone multiplies a weight by 1/e in τ, the span over which AdamW's weights average its updates (Wang & Aitchison
+    2024, arXiv 2405.13698). Wherever the rate is below its peak it is longer. Infinite at λ = 0, NaN if the decay is a term
+    of the loss, which Adam scales, or cautious, which acts in some of the steps.
+    """
+    if p.weight_decay_form != "decoupled":
+        return float("nan")
+    return epochs / (p.steps * p.learning_rate * p.weight_decay) if p.weight_decay else float("inf")
+
+
+#: Folder of each language below /usr/share/man. The first has the largest share of the training bytes, the k-th 1/k of that;
+#: scripts and ways of inflection alternate, so that a small share does not stand for one of them.
+LANGUAGES = {
+    **{"German": "de", "Russian": "ru", "French": "fr", "Japanese": "ja", "Polish": "pl"},
+    **{"Spanish": "es", "Ukrainian": "uk", "Turkish": "tr", "Chinese": "zh_CN", "Italian": "it"},
+}
+
+
+#: s of each mixture, in which a language's share is its bytes^(1 − s): 0 is natural, ½ samples at temperature 2.
+MIXTURES = {"natural": 0.0, "temperature": 0.5}

@@ -21,10 +21,12 @@ from tabulate import tabulate
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PrinterCallback, Qwen2Config, Trainer, TrainerCallback, TrainingArguments
 
-from fairlm_utils import corpora, cost, evaluation, params, runs, sweep, tokenization, training
-from fairlm_utils.callback import TokenFrequencyCallback
-from fairlm_utils.models import build_model, weight_decay_groups
-from fairlm_utils.token_loss import TokenSums, record_token_loss, shifted_targets
+from fairlm_utils import files, frequency, params
+from fairlm_utils.experiment import cost, runs, sweep
+from fairlm_utils.lm import corpora, evaluation, processes, tokenization, training
+from fairlm_utils.lm.callback import TokenFrequencyCallback
+from fairlm_utils.lm.models import build_model, weight_decay_groups
+from fairlm_utils.lm.token_loss import TokenSums, record_token_loss, shifted_targets
 
 ROUNDS = 7
 
@@ -83,7 +85,7 @@ class Setting:
 
 def train_with_trainer(s: Setting, record: bool) -> float:
     model, watch = s.model(), Stopwatch()
-    sums = TokenSums(model.config.vocab_size, training.device(s.p)) if record else None
+    sums = TokenSums(model.config.vocab_size, processes.device(s.p)) if record else None
     callbacks = [training.RecordTokenLoss(sums, s.p.window_steps)] if record else []
     with tempfile.TemporaryDirectory() as folder:
         trainer = training.make_trainer(s.p, model, s.data, folder, [*callbacks, watch])
@@ -184,7 +186,7 @@ def train_stock(s: Setting, watched: bool) -> float:
         args = TrainingArguments(
             folder, max_steps=s.p.steps, per_device_train_batch_size=s.p.batch_size, logging_steps=10,
             gradient_accumulation_steps=s.p.gradient_accumulation_steps, bf16=s.p.dtype == "bfloat16",
-            use_cpu=training.device(s.p) == "cpu", save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
+            use_cpu=processes.device(s.p) == "cpu", save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
         )  # fmt: skip
         trainer = Trainer(model, args, train_dataset=s.data, callbacks=[watch])
         trainer.remove_callback(PrinterCallback)
@@ -205,7 +207,7 @@ def bench_panel(file: str, steps: int, modes: Sequence[str] = ("none", "default"
     whole = len(first.data) - len(first.data) % first.p.batch_size
     for mode in modes:
         s = Setting(steps, file, torch_compile=mode, max_train_blocks=whole)
-        cuda = training.device(s.p) == "cuda"
+        cuda = processes.device(s.p) == "cuda"
         peak = cost.peak_flops(torch.cuda.get_device_name()) if cuda else None
         flops = cost.flops_per_token(s.model().config, s.p.context)
         n_tokens = (steps - 1) * s.p.batch_size * s.p.gradient_accumulation_steps * s.p.context
@@ -234,7 +236,7 @@ def bench_sweep(n_runs: int = 5) -> list[list]:
 
         def in_process() -> None:
             for p in points():
-                evaluation.evaluate(p)
+                runs.evaluate(p)
 
         tokenization.tokenize_corpus(points()[0])
         found = ratio(swept, in_process, rounds=1, warm_up=False)
@@ -302,7 +304,7 @@ def bench_tokenizing(imdb: str, documents: int) -> list[list]:
 
     def ours() -> None:
         ids, _ = tokenization.encode(tokenizer, texts)
-        tokenization.token_counts(ids, len(tokenizer))
+        frequency.token_counts(ids, len(tokenizer))
 
     def library() -> None:
         for start in range(0, len(texts), 512):
@@ -325,7 +327,7 @@ def main() -> None:
     parser.add_argument("--panel", default="", metavar="FILE", help="measure the speed of this experiment file instead")
     options = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
-    runs.enter_project()
+    files.enter_project()
     torch.set_num_threads(1)
     if options.panel:
         print(

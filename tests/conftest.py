@@ -2,6 +2,8 @@
 
 import os
 
+from fairlm_utils.params import EvaluationParams
+
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 import json
@@ -9,8 +11,6 @@ import random
 
 import pytest
 from hypothesis import settings
-
-from fairlm_utils.params import EvaluationParams
 
 settings.register_profile("long", max_examples=5000, deadline=None)  # make fuzz
 settings.register_profile("ci", deadline=None, derandomize=True)

@@ -25,10 +25,13 @@ import pandas as pd
 import pyarrow as pa
 from safetensors.numpy import save_file
 
-from fairlm_utils import audit, corpora, models, params, runs, training
-from fairlm_utils.corpora import CorpusError
+from fairlm_utils import files, params
+from fairlm_utils.analysis.results import load_results
+from fairlm_utils.experiment import audit, runs
+from fairlm_utils.files import RunError
+from fairlm_utils.lm import corpora, models, training
+from fairlm_utils.lm.corpora import CorpusError
 from fairlm_utils.params import CorpusParams, ParameterError
-from fairlm_utils.runs import RunError
 
 ROOT = Path(__file__).parents[1]
 #: What a loader may end with besides a result.
@@ -121,9 +124,9 @@ def _results(folder: Path, name: str, data: bytes) -> None:
     (folder / name).write_bytes(data)
     if name != "experiment.json":  # whose writer has signed what he wrote
         known = json.loads((folder / "experiment.json").read_text())
-        known["sha256"][name] = runs.digests(folder, [name])[name]
+        known["sha256"][name] = files.digests(folder, [name])[name]
         (folder / "experiment.json").write_text(json.dumps(known))
-    assert runs.load_results(folder).scale
+    assert load_results(folder).scale
 
 
 def result_params(folder: Path, data: bytes) -> None:

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 
-from fairlm_utils import corpora, evaluation, runs, tokenization
+from fairlm_utils import files, identity
+from fairlm_utils.experiment import runs
+from fairlm_utils.lm import corpora, tokenization
 from fairlm_utils.params import EvaluationParams
 
 KILLS_A_RUN = 5
-FILES = (*runs.RESULT_FILES, "params.json")
+FILES = (*files.RESULT_FILES, "params.json")
 
 
 def start(p: EvaluationParams) -> int:
@@ -29,7 +31,7 @@ def start(p: EvaluationParams) -> int:
         return child
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        evaluation.evaluate(p)
+        runs.evaluate(p)
         os._exit(0)
     except BaseException:
         os._exit(1)
@@ -42,9 +44,9 @@ def finish(child: int) -> None:
 
 def state(p: EvaluationParams) -> str:
     """The stage that a killed run had reached, by what it left."""
-    directory = runs.run_dir(p)
+    directory = identity.run_dir(p)
     for stage, there in (
-        ("finished", directory / runs.SEAL),
+        ("finished", directory / files.SEAL),
         ("evaluating", directory / "provenance.json"),
         ("training", directory / "checkpoints"),
         ("starting to train", tokenization.cache_dir(p) / "meta.json"),
@@ -67,7 +69,7 @@ def main(n_kills: int, seed: int, folder: Path, corpus: str) -> dict:
     began = time.monotonic()
     finish(start(params("undisturbed")))
     seconds = time.monotonic() - began
-    expected = runs.digests(runs.run_dir(params("undisturbed")), FILES[:-1])
+    expected = files.digests(identity.run_dir(params("undisturbed")), FILES[:-1])
     kills, stages, different, n_runs = 0, {}, [], 0
     while kills < n_kills:
         p, n_runs = params(f"run{n_runs}"), n_runs + 1
@@ -81,7 +83,7 @@ def main(n_kills: int, seed: int, folder: Path, corpus: str) -> dict:
             kills, reached = kills + 1, state(p)
             stages[reached] = stages.get(reached, 0) + 1
         finish(start(p))
-        if runs.digests(runs.run_dir(p), FILES[:-1]) != expected:
+        if files.digests(identity.run_dir(p), FILES[:-1]) != expected:
             different.append(p.runs_dir)
     return {"kills": kills, "runs": n_runs, "stages": stages, "different": different}
 

@@ -26,9 +26,13 @@ import psutil
 import torch
 from tabulate import tabulate
 
-from fairlm_utils import charts, evaluation, metrics, params, runs, sweep, tokenization
+from fairlm_utils import files, frequency, identity, params
+from fairlm_utils.analysis import charts, metrics
+from fairlm_utils.analysis.results import Results, load_results
+from fairlm_utils.experiment import runs, sweep
+from fairlm_utils.lm import evaluation, tokenization
+from fairlm_utils.lm.token_loss import TokenSums
 from fairlm_utils.params import EvaluationParams
-from fairlm_utils.token_loss import TokenSums
 
 #: A run of a second.
 TINY = dict(vocab_size=300, context=16, max_train_blocks=24, max_heldout_blocks=8, steps=12, batch_size=8, window_steps=4,
@@ -97,12 +101,12 @@ def copies(finished: Path, n: int, experiment: str) -> list[EvaluationParams]:
 
     Each has its own params.json, provenance.json, tables and seal, as if it had been trained.
     """
-    values = {k: v for k, v in runs.read_json(finished / "params.json").items() if k in EvaluationParams.model_fields}
+    values = {k: v for k, v in files.read_json(finished / "params.json").items() if k in EvaluationParams.model_fields}
     points = []
     for i in range(n):
         p = EvaluationParams.check({**values, "experiment": experiment, "weight_decay": (i % 5) / 4, "seed": i // 5})
-        directory = runs.run_dir(p)
-        if not (directory / runs.SEAL).exists():
+        directory = identity.run_dir(p)
+        if not (directory / files.SEAL).exists():
             _copy(finished, directory, p)
         points.append(p)
     return points
@@ -110,26 +114,26 @@ def copies(finished: Path, n: int, experiment: str) -> list[EvaluationParams]:
 
 def _copy(finished: Path, directory: Path, p: EvaluationParams) -> None:
     (directory / "tables").mkdir(parents=True)
-    runs.write_json(directory / "params.json", p.model_dump())
-    provenance = {**runs.read_json(finished / "provenance.json"), "run_id": p.run_id()}
-    runs.write_json(directory / "provenance.json", provenance)
+    files.write_json(directory / "params.json", p.model_dump())
+    provenance = {**files.read_json(finished / "provenance.json"), "run_id": p.run_id()}
+    files.write_json(directory / "provenance.json", provenance)
     for split in evaluation.SPLITS:
         os.link(finished / f"tokens_{split}.parquet", directory / f"tokens_{split}.parquet")
     for path in sorted((finished / "tables").glob("*.csv")):
         table = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        runs.write_table(directory / "tables" / path.name, table.assign(weight_decay=p.weight_decay, seed=p.seed))
-    runs.seal(directory)
+        files.write_table(directory / "tables" / path.name, table.assign(weight_decay=p.weight_decay, seed=p.seed))
+    files.seal(directory)
 
 
 def bookkeeping(values: dict[str, Any], n: int) -> None:
     """What a sweep does around its runs when all are finished: expand, check, find them."""
     points = params.expand({**values, "weight_decay": [0.0, 0.25, 0.5, 0.75, 1.0], "seed": list(range(n // 5))})
-    runs.check_experiment(points)
+    identity.check_experiment(points)
     assert len(points) == n and all(sweep.is_finished(p) for p in points)
-    assert len(runs.finished_runs(runs.run_dir(points[0]).parent)) == n
+    assert len(identity.finished_runs(identity.run_dir(points[0]).parent)) == n
 
 
-def tables_and_charts(results: runs.Results) -> None:
+def tables_and_charts(results: Results) -> None:
     """Intervals over seeds of three tables, and their charts as pictures."""
     bins, classes, curves = (metrics.over_seeds(t, "loss") for t in (results.bins, results.classes, results.curves))
     for chart in (charts.by_bin(bins), charts.figure_1(classes), charts.learning_curves(curves)):
@@ -152,7 +156,7 @@ def count_tokens(n: int, vocab_size: int = 32_005, chunk: int = 2**22) -> None:
     ids = np.random.default_rng(0).integers(0, vocab_size, chunk, dtype=np.uint16)
     counts = np.zeros(vocab_size, dtype=np.int64)
     for start in range(0, n, chunk):
-        counts += tokenization.token_counts(ids[: min(chunk, n - start)], vocab_size)
+        counts += frequency.token_counts(ids[: min(chunk, n - start)], vocab_size)
     assert counts.sum() == n
 
 
@@ -183,11 +187,11 @@ def _rows(folder: Path, n_trained: int, n_runs: int, n_tokens: int) -> list[list
     tokenization.tokenize_corpus(tiny(folder))
     rows = growth(
         "training and evaluating runs of a second",
-        lambda n: [evaluation.evaluate(tiny(folder, experiment=f"sweep{n}", seed=i)) for i in range(n)],
+        lambda n: [runs.evaluate(tiny(folder, experiment=f"sweep{n}", seed=i)) for i in range(n)],
         (1, n_trained // 100, n_trained // 10, n_trained),
     )[1:]
     rows[0][-1] = float("nan")  # the warm-up has made the one run before it
-    finished = evaluation.evaluate(tiny(folder))
+    finished = runs.evaluate(tiny(folder))
     sizes = (n_runs // 100, n_runs // 10, n_runs)
     for n in sizes:
         copies(finished, n, f"copies{n}")
@@ -197,10 +201,10 @@ def _rows(folder: Path, n_trained: int, n_runs: int, n_tokens: int) -> list[list
         lambda n: bookkeeping({**values, "experiment": f"copies{n}"}, n),
         sizes,
     )
-    loaded: dict[int, runs.Results] = {}
+    loaded: dict[int, Results] = {}
 
     def load(n: int) -> None:
-        loaded[n] = runs.load_results(folder / "runs" / f"copies{n}")
+        loaded[n] = load_results(folder / "runs" / f"copies{n}")
 
     rows += growth("loading results of runs", load, sizes)
     rows += growth("tables and three charts of runs", lambda n: tables_and_charts(loaded[n]), sizes)

@@ -11,10 +11,15 @@ from scipy import stats
 from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fairlm_utils import answers, audit, audit_tables, metrics, runs
-from fairlm_utils.corpora import Corpus, load_corpus
+from fairlm_utils import files, frequency
+from fairlm_utils.__main__ import main
+from fairlm_utils.analysis import answers, audit_tables, metrics
+from fairlm_utils.experiment import audit
+from fairlm_utils.frequency import token_counts
+from fairlm_utils.lm.corpora import Corpus, load_corpus
+from fairlm_utils.lm.tokenization import KINDS, encode, load_tokenizer, token_kinds, train_bpe
+from fairlm_utils.lm.words import bytes_of_each_token, word_of_each_token
 from fairlm_utils.params import AuditParams, ParameterError
-from fairlm_utils.tokenization import encode, load_tokenizer, token_counts, train_bpe
 
 
 def gpt2_folder(path, documents, vocab_size=300, padded=12):
@@ -131,7 +136,7 @@ def test_words_and_bytes_agree_with_a_loop_over_pieces(tmp_path, documents):
     assert found.totals["n_words_left_out"] == left_out > 0 and found.totals["n_bytes"] == n_bytes
     assert found.totals["bits_per_byte"] == pytest.approx(nats / np.log(2) / n_bytes, rel=1e-5)
     for row in found.words.itertuples():
-        members = [(w, x) for *_, w, x in rows if metrics.bin_index(np.array([reference.count(w)]))[0] == k_of(row)]
+        members = [(w, x) for *_, w, x in rows if frequency.bin_index(np.array([reference.count(w)]))[0] == k_of(row)]
         means = [np.mean([x for w, x in members if w == word]) for word in {w for w, _ in members}]
         assert row.n_words == len(means) and row.n_occurrences == len(members)
         assert row.loss == pytest.approx(np.mean(means), rel=1e-4)
@@ -143,7 +148,6 @@ def k_of(row):
 
 
 def test_tokens_that_reach_into_two_words_leave_both_out():
-    from fairlm_utils.words import bytes_of_each_token, word_of_each_token
 
     text = "a b  cé."
     #        a         " b  c" reaches over b and c   "é"      "."      nothing, as a marker has it
@@ -172,7 +176,7 @@ def test_gain_is_what_a_model_knows_beyond_counts(folder, corpus_file):
         if loss is not None and i != end:
             k = next(k for k in range(-1, 30) if counts[i] - 1 < 3 ** (k + 1))
             by_bin.setdefault(k, {}).setdefault(i, []).append((loss, -np.log(counts[i] / sum(counts))))
-    assert [metrics.bin_label(k) for k in sorted(by_bin)] == found.bins["bin"].tolist()
+    assert [frequency.bin_label(k) for k in sorted(by_bin)] == found.bins["bin"].tolist()
     for k, row in zip(sorted(by_bin), found.bins.itertuples(), strict=True):
         types = [np.mean(pairs, axis=0) for pairs in by_bin[k].values()]
         tokens = [pair for pairs in by_bin[k].values() for pair in pairs]
@@ -277,12 +281,12 @@ def test_tables_that_were_written_give_the_same_answer(two, tmp_path):
     assert [a.label for a in again] == [a.label for a in two] and again[0].facts == two[0].facts
     assert "n_train" not in (tmp_path / "rarest.csv").read_text() and again[0].rarest["n_train"].is_monotonic_increasing
     (tmp_path / "bins.csv").unlink()
-    with pytest.raises(runs.RunError, match="--tables FOLDER"):
+    with pytest.raises(files.RunError, match="--tables FOLDER"):
         audit_tables.load(tmp_path)
 
 
 def test_the_answer_of_the_committed_audit_is_that_of_its_tables():
-    folder = runs.PROJECT / "results" / "audit-smollm2"
+    folder = files.PROJECT / "results" / "audit-smollm2"
     readme = (folder / "README.md").read_text(encoding="utf-8")
     found = audit_tables.load(folder)
     assert [line for line in readme.splitlines() if line.startswith("- SmolLM2")] == [
@@ -364,7 +368,7 @@ def test_too_little_memory_says_what_to_lower(error, folder, corpus_file, monkey
 
     monkeypatch.setattr(audit, "token_sums", fail)
     p = AuditParams(corpus=str(corpus_file), context=16, device="cpu", eval_batch_size=4)
-    with pytest.raises(runs.RunError, match="out of memory at eval_batch_size 4: lower it"):
+    with pytest.raises(files.RunError, match="out of memory at eval_batch_size 4: lower it"):
         audit.audit(p, str(folder), load_corpus(p))
 
 
@@ -375,7 +379,7 @@ def test_a_context_beyond_the_model_and_a_folder_without_a_model_are_refused(fol
     with pytest.raises(ParameterError, match="tokenizer"):
         audit.audit(p, str(tmp_path), load_corpus(p))
     load_tokenizer(str(folder)).save_pretrained(tmp_path)
-    with pytest.raises(runs.RunError, match="save_pretrained"):
+    with pytest.raises(files.RunError, match="save_pretrained"):
         audit.audit(p, str(tmp_path), load_corpus(p))
 
 
@@ -384,7 +388,7 @@ def test_the_command_writes_one_page_that_needs_no_network(folder, corpus_file, 
     monkeypatch.chdir(folder.parent)
     report = tmp_path / "out.html"
     arguments = [folder.name, str(corpus_file), "--reference", str(folder), "--report", str(report)]
-    assert audit.main([*arguments, "-p", "context", "16"]) == 0
+    assert main(["audit", *arguments, "-p", "context", "16"]) == 0
     page = report.read_text(encoding="utf-8")
     assert "Norms of embedding rows" in page and page.count("data:image/png") >= 4
     assert not re.search(r'(?:src|href)="https?://', page) and "audit.audits(p)" not in page
@@ -396,7 +400,7 @@ def test_the_command_writes_one_page_that_needs_no_network(folder, corpus_file, 
 def test_json_and_tables_are_for_scripts(folder, corpus_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(audit, "write_report", lambda values, report, found: report)  # shown by the test above
     arguments = [str(folder), str(corpus_file), "--report", str(tmp_path / "a.html"), "--tables", str(tmp_path / "t")]
-    assert audit.main([*arguments, "--json", "-p", "context", "16", "-p", "max_heldout_blocks", "20"]) == 0
+    assert main(["audit", *arguments, "--json", "-p", "context", "16", "-p", "max_heldout_blocks", "20"]) == 0
     printed = json.loads(capsys.readouterr().out)
     again = audit_tables.load(tmp_path / "t")
     assert printed["answer"] == answers.answer(again) and printed["tables"] == str(tmp_path / "t")
@@ -407,9 +411,11 @@ def test_json_and_tables_are_for_scripts(folder, corpus_file, tmp_path, capsys, 
 
 def test_the_command_explains_what_is_wrong_and_writes_nothing(corpus_file, tmp_path, capsys):
     report = tmp_path / "out.html"
-    assert audit.main([str(tmp_path / "absent"), str(corpus_file), "--report", str(report), "-p", "contxt", "16"]) == 2
+    assert (
+        main(["audit", str(tmp_path / "absent"), str(corpus_file), "--report", str(report), "-p", "contxt", "16"]) == 2
+    )
     assert "did you mean context" in capsys.readouterr().err
-    assert audit.main([str(tmp_path), str(corpus_file), "--report", str(report)]) == 2
+    assert main(["audit", str(tmp_path), str(corpus_file), "--report", str(report)]) == 2
     assert "tokenizer" in capsys.readouterr().err and not report.exists()
 
 
@@ -430,7 +436,7 @@ def test_what_would_be_ignored_or_cannot_be_written_is_said_before_the_audit(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("")
     monkeypatch.setattr(audit, "audits", lambda p: pytest.fail("it has begun"))
-    assert audit.main([str(folder), str(corpus_file), *more]) == 2
+    assert main(["audit", str(folder), str(corpus_file), *more]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -451,19 +457,18 @@ def test_names_are_those_of_where_one_stands_or_of_home_and_may_be_too_long_for_
         corpus_file.name,
     ]
     with pytest.raises(pytest.skip.Exception):
-        audit.main(arguments)
+        main(["audit", *arguments])
     assert asked == [(str(folder.resolve()), str(corpus_file.resolve()))]
     monkeypatch.undo()
-    assert audit.main(["m" * 300, str(corpus_file), "--report", str(tmp_path / "a.html")]) == 2
+    assert main(["audit", "m" * 300, str(corpus_file), "--report", str(tmp_path / "a.html")]) == 2
     assert "audited_model: is too long for a path" in capsys.readouterr().err
 
 
 def test_kinds_of_a_byte_level_vocabulary(documents):
-    from fairlm_utils.tokenization import KINDS, token_kinds
 
     tokenizer = train_bpe([*documents, "naïve don't 3.14 2,000 ... -- 50% x1"] * 2, 400)
     kinds = token_kinds(tokenizer)
     of = dict(zip(tokenizer.convert_ids_to_tokens(range(len(tokenizer))), kinds, strict=True))
     assert set(kinds) <= set(KINDS) and of["<pad>"] == "special" and of["Ġthe"] == "word start"
     assert of["e"] == "word piece" and of["."] == "punctuation" and of["7"] == "number" and of["Ġ"] == "white space"
-    assert len(kinds) == len(tokenizer) and metrics.UNSEEN not in kinds
+    assert len(kinds) == len(tokenizer) and frequency.UNSEEN not in kinds

@@ -41,9 +41,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from fairlm_utils.callback import STATE, TokenFrequencyCallback, loss_by_frequency
-from fairlm_utils.remedies import loss_weights
-from fairlm_utils.token_loss import Objective
+from fairlm_utils.lm.callback import STATE, TokenFrequencyCallback, loss_by_frequency
+from fairlm_utils.lm.remedies import loss_weights
+from fairlm_utils.lm.token_loss import Objective
 from tests.test_remedies import VOCABULARY, Ids, gpt2
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fairlm_utils import charts
+from fairlm_utils.analysis import charts
 
 LAMBDAS = [0.0, 0.1, 0.3, 0.5, 1.0]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fairlm_utils import claims, scale
-from fairlm_utils.runs import Results, load_results
+from fairlm_utils.analysis import claims, scale
+from fairlm_utils.analysis.results import Results, load_results
 from tests.test_scale import NARROW, WIDE, experiment
 
 RESULTS = Path(__file__).parents[1] / "results"

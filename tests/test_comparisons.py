@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fairlm_utils import comparisons, runs
-from fairlm_utils.runs import Results
+from fairlm_utils import files
+from fairlm_utils.analysis import comparisons
+from fairlm_utils.analysis.results import TABLES, Results
 
 
 def classes(low_slope=2.0, high_slope=0.5, noise=0.1, seeds=3) -> pd.DataFrame:
@@ -278,10 +279,8 @@ def test_each_setting_is_kept_at_the_rate_that_is_best_without_decay():
         ("b, lr 0.1", 0.0, 3.0),
     ]
     totals = pd.DataFrame(rows, columns=["variant", "weight_decay", "average_loss"]).assign(split="held-out", seed=0)
-    tables = dict.fromkeys(runs.TABLES, totals)
-    results = runs.Results(
-        **tables, provenance={"n_runs": 5}, params={"variants": {v: {"x": v} for v in totals["variant"]}}
-    )
+    tables = dict.fromkeys(TABLES, totals)
+    results = Results(**tables, provenance={"n_runs": 5}, params={"variants": {v: {"x": v} for v in totals["variant"]}})
     kept = comparisons.at_best_rate(results)
     assert kept.totals[["variant", "average_loss"]].values.tolist() == [["a", 1.0], ["a", 5.0], ["b", 3.0]]
     assert kept.params["variants"] == {"a": {"x": "a, lr 0.2"}, "b": {"x": "b, lr 0.1"}}
@@ -290,5 +289,5 @@ def test_each_setting_is_kept_at_the_rate_that_is_best_without_decay():
     assert first.startswith("a: learning rate 0.2, the largest of 2 tried, 1.000 ±")
     assert first.endswith("rate and λ chosen together would be 0.1 and 1, 0.500 against 1.000")
     assert second.startswith("b: learning rate 0.1, 3.000 ±") and "together" not in second
-    with pytest.raises(runs.RunError, match="do not end in 'lr RATE'"):
+    with pytest.raises(files.RunError, match="do not end in 'lr RATE'"):
         comparisons.split_rate(pd.Series(["a"]))

@@ -15,8 +15,8 @@ import datasets
 import pandas as pd
 import pytest
 
-from fairlm_utils import corpora
-from fairlm_utils.corpora import CorpusError, load_corpus
+from fairlm_utils.lm import corpora
+from fairlm_utils.lm.corpora import CorpusError, load_corpus
 from fairlm_utils.params import CorpusParams, ParameterError
 
 TEXTS = [f"document number {i} of many" for i in range(50)]
@@ -342,7 +342,8 @@ def test_nothing_is_written_to_read_local_files(tmp_path):
     card(tmp_path / "hub", "configs:\n- config_name: x\n  data_files: '*.jsonl'")
     datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(tmp_path / "saved")
     before = corpora.files_state(tmp_path)
-    code = "import sys; from fairlm_utils import corpora, params\nfor a in sys.argv[1:]: corpora.load_corpus(params.CorpusParams(corpus=a))"
+    code = "import sys; from fairlm_utils import params; from fairlm_utils.lm import corpora\n"
+    code += "for a in sys.argv[1:]: corpora.load_corpus(params.CorpusParams(corpus=a))"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
     environment |= {"HOME": str(home), "TMPDIR": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     paths = [str(tmp_path / name) for name in ("data", "hub", "saved", "data/d.parquet")]

@@ -10,10 +10,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from fairlm_utils import cost, params, training
-from fairlm_utils.models import build_model, model_config, weight_decay_groups
+from fairlm_utils import params
+from fairlm_utils.__main__ import main
+from fairlm_utils.experiment import cost
+from fairlm_utils.lm import models, training
+from fairlm_utils.lm.models import build_model, model_config, weight_decay_groups
+from fairlm_utils.lm.token_loss import TokenSums, record_token_loss
 from fairlm_utils.params import EvaluationParams, ParameterError
-from fairlm_utils.token_loss import TokenSums, record_token_loss
 
 ROOT = Path(__file__).parents[1]
 PAPER = sorted((ROOT / "params" / "paper").glob("*.yaml"))
@@ -89,7 +92,7 @@ def test_one_step_of_every_panel(file, tmp_path):
     """A real step on the CPU where weights, gradients and moments fit, else one of shapes alone."""
     p = params.expand(params.read(file))[-1]
     n, _ = cost.parameter_counts(model_config(p.model, 32_005, p.context))
-    real = n * cost.STATE_BYTES * 1.5 < psutil.virtual_memory().available and n < 1e9
+    real = n * models.STATE_BYTES * 1.5 < psutil.virtual_memory().available and n < 1e9
     with torch.device("cpu" if real else "meta"):
         model = build_model(p.model, 32_005, p.context, p.seed) if real else _shapes(p)
         ids = torch.randint(0, 32_005, (1, p.context))
@@ -120,10 +123,10 @@ def _shapes(p):
 
 
 def test_the_command_prints_a_table_and_refuses_what_is_not_an_experiment(capsys, tmp_path):
-    assert cost.main([str(PAPER[0])]) == 0
+    assert main(["cost", str(PAPER[0])]) == 0
     out = capsys.readouterr().out
     assert "H200" in out and "hours in all" in out and "λ Σ lr = " in out
-    assert cost.main([str(tmp_path / "nowhere.yaml")]) == 2
+    assert main(["cost", str(tmp_path / "nowhere.yaml")]) == 2
 
 
 def test_decay_epochs_and_parameters_per_target_stand_beside_the_cost():

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fairlm_utils import evaluation, runs, tokenization, training
+from fairlm_utils import files, identity
+from fairlm_utils.analysis.results import TABLES, load_results, read_token_table, write_results
+from fairlm_utils.experiment import runs
+from fairlm_utils.lm import tokenization, training
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,8 +30,8 @@ def test_fifty_kills_at_random_moments_end_in_the_same_bits(corpus_file, tmp_pat
 @pytest.fixture
 def run(miniature):
     p = miniature(experiment="damaged", steps=4, window_steps=2)
-    shutil.rmtree(runs.run_dir(p), ignore_errors=True)
-    return evaluation.evaluate(p)
+    shutil.rmtree(identity.run_dir(p), ignore_errors=True)
+    return runs.evaluate(p)
 
 
 def flip(path: Path, at: float = 0.5) -> None:
@@ -41,22 +44,22 @@ def flip(path: Path, at: float = 0.5) -> None:
 @pytest.mark.parametrize("name", ["tables/bins.csv", "tables/totals.csv"])
 def test_a_damaged_table_is_named(run, name):
     flip(run / name)
-    with pytest.raises(runs.RunError, match=f"{Path(name).name}.*SHA-256"):
-        runs.load_results(run.parent)
+    with pytest.raises(files.RunError, match=f"{Path(name).name}.*SHA-256"):
+        load_results(run.parent)
 
 
 def test_a_damaged_or_cut_token_table_is_named(run):
     for damage in (flip, lambda path: os.truncate(path, path.stat().st_size // 2)):
         damage(run / "tokens_training.parquet")
-        with pytest.raises(runs.RunError, match=r"tokens_training\.parquet"):
-            evaluation.read_token_table(run, "training")
+        with pytest.raises(files.RunError, match=r"tokens_training\.parquet"):
+            read_token_table(run, "training")
 
 
 def test_a_damaged_committed_table_is_named(run, tmp_path):
-    runs.write_results(runs.load_results(run.parent), tmp_path, "make results")
+    write_results(load_results(run.parent), tmp_path, "make results")
     flip(tmp_path / "classes.csv")
-    with pytest.raises(runs.RunError, match=r"classes\.csv.*make it again"):
-        runs.load_results(tmp_path)
+    with pytest.raises(files.RunError, match=r"classes\.csv.*make it again"):
+        load_results(tmp_path)
 
 
 def test_committed_results_have_their_digests():
@@ -64,34 +67,34 @@ def test_committed_results_have_their_digests():
     assert folders
     for folder in folders:
         recorded = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))["sha256"]
-        assert set(recorded) == {path.name for path in folder.glob("*.csv")} >= {f"{name}.csv" for name in runs.TABLES}
-        runs.verify(folder, recorded, "")
+        assert set(recorded) == {path.name for path in folder.glob("*.csv")} >= {f"{name}.csv" for name in TABLES}
+        files.verify(folder, recorded, "")
 
 
 def test_damaged_token_ids_are_named_before_they_are_used(miniature, tmp_path):
     p = miniature(runs_dir=str(tmp_path))
     tokenization.tokenize_corpus(p)
     flip(tokenization.cache_dir(p) / "train.npy", 0.9)
-    with pytest.raises(runs.RunError, match=r"train\.npy.*tokenize again"):
-        training.train(p)
+    with pytest.raises(files.RunError, match=r"train\.npy.*tokenize again"):
+        runs.train(p)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(miniature, tmp_path, capsys, monkeypatch):
     p = miniature(runs_dir=str(tmp_path), steps=12, checkpoint_steps=5)
-    whole = training.train(p)
-    expected = runs.digests(whole, runs.RESULT_FILES)
+    whole = runs.train(p)
+    expected = files.digests(whole, files.RESULT_FILES)
     shutil.rmtree(whole)
     with monkeypatch.context() as m:  # stopped before the last step
         m.setattr(training.RecordTokenLoss, "_close_window", _stop_at(12, training.RecordTokenLoss._close_window))
         with pytest.raises(KeyboardInterrupt):
-            training.train(p)
+            runs.train(p)
     checkpoints = sorted((whole / "checkpoints").glob("checkpoint-*"))
     assert [c.name for c in checkpoints] == ["checkpoint-10", "checkpoint-5"]
     flip(checkpoints[0] / "model.safetensors", 0.9)
-    training.train(p)
+    runs.train(p)
     out = capsys.readouterr().out
     assert "model.safetensors: is missing or damaged" in out and "continuing from step 5" in out
-    assert runs.digests(whole, runs.RESULT_FILES) == expected
+    assert files.digests(whole, files.RESULT_FILES) == expected
 
 
 def _stop_at(step, original):
@@ -107,9 +110,9 @@ def _stop_at(step, original):
 def test_a_disk_that_takes_nothing_more_leaves_what_is_finished(miniature, tmp_path, monkeypatch, code):
     """The error of the system is passed on, earlier results stay, and the next start continues."""
     p = miniature(runs_dir=str(tmp_path), steps=4, window_steps=2)
-    training.train(p)
-    before = runs.digests(runs.run_dir(p), runs.RESULT_FILES)
-    written = runs.write_table
+    runs.train(p)
+    before = files.digests(identity.run_dir(p), files.RESULT_FILES)
+    written = files.write_table
 
     def full(path, table):
         if Path(path).name == "classes.csv":
@@ -117,10 +120,10 @@ def test_a_disk_that_takes_nothing_more_leaves_what_is_finished(miniature, tmp_p
         written(path, table)
 
     with monkeypatch.context() as m:
-        m.setattr(runs, "write_table", full)
+        m.setattr(files, "write_table", full)
         with pytest.raises(OSError, match=r"classes\.csv"):
-            evaluation.evaluate(p)
-    assert not (runs.run_dir(p) / "tables" / "totals.csv").exists() and not list(tmp_path.rglob("*.tmp"))
-    evaluation.evaluate(p)
-    after = runs.digests(runs.run_dir(p), runs.RESULT_FILES)
+            runs.evaluate(p)
+    assert not (identity.run_dir(p) / "tables" / "totals.csv").exists() and not list(tmp_path.rglob("*.tmp"))
+    runs.evaluate(p)
+    after = files.digests(identity.run_dir(p), files.RESULT_FILES)
     assert {k: after[k] for k in before} == before and "tables/classes.csv" in after

@@ -9,11 +9,13 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fairlm_utils import audit, evaluation, runs, training
-from fairlm_utils.corpora import Corpus
-from fairlm_utils.models import build_model
+from fairlm_utils import files
+from fairlm_utils.experiment import audit
+from fairlm_utils.lm import evaluation, training
+from fairlm_utils.lm.corpora import Corpus
+from fairlm_utils.lm.models import build_model
+from fairlm_utils.lm.tokenization import blocks, encode
 from fairlm_utils.params import AuditParams
-from fairlm_utils.tokenization import blocks, encode
 from tests.conftest import WORDS
 
 CONTEXT = 32
@@ -161,7 +163,7 @@ def test_a_tokenizer_longer_than_its_model_is_fine_until_such_a_token_occurs(tmp
     for split in ("train", "heldout"):
         more = {"train": corpus.train, "heldout": corpus.heldout, split: [*getattr(corpus, split), "a zebra, a zebra"]}
         spoilt = Corpus("own", more["train"], more["heldout"], "f", "d")
-        with pytest.raises(runs.RunError, match=r"320 rows, and 2 tokens .* 2 of them 'zebra' \(id 321\); use"):
+        with pytest.raises(files.RunError, match=r"320 rows, and 2 tokens .* 2 of them 'zebra' \(id 321\); use"):
             measured(folder, spoilt)
 
 
@@ -225,9 +227,9 @@ def test_an_encoder_and_weights_that_are_no_numbers_are_refused_by_name(tmp_path
     tokenizer = tokenizer_of(corpus)
     config = transformers.BertConfig(vocab_size=320, intermediate_size=64, num_attention_heads=2, **SIZES)
     folder = saved(tmp_path / "bert", transformers.BertForMaskedLM(config), tokenizer)
-    with pytest.raises(runs.RunError, match="bert: BertLMHeadModel is not causal"):
+    with pytest.raises(files.RunError, match="bert: BertLMHeadModel is not causal"):
         measured(folder, corpus)
     model = model_of("llama", 320)
     torch.nn.init.constant_(model.model.norm.weight, torch.nan)
-    with pytest.raises(runs.RunError, match="is not finite"):
+    with pytest.raises(files.RunError, match="is not finite"):
         measured(saved(tmp_path / "nan", model, tokenizer), corpus)

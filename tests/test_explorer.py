@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from fairlm_utils import charts
+from fairlm_utils.analysis import charts
 from tests.chromium import SCREENSHOTS, browser, needs_browser  # noqa: F401 (a fixture)
 
 N_TYPES = 32_005

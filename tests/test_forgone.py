@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairlm_utils import charts, forgone
-from fairlm_utils.runs import RunError
+from fairlm_utils.analysis import charts, forgone
+from fairlm_utils.files import RunError
 
 CELLS = {"30k targets, 1 epoch": 6.9, "2M targets, 10 epochs": 4.0}
 

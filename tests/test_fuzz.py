@@ -12,7 +12,10 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fairlm_utils import audit, metrics, params, tokenization
+from fairlm_utils import frequency, params
+from fairlm_utils.analysis import metrics
+from fairlm_utils.experiment import audit
+from fairlm_utils.lm import tokenization
 from fairlm_utils.params import EvaluationParams, ParameterError
 from tests import fuzz_files
 
@@ -107,7 +110,7 @@ def test_totals_agree_with_exact_fractions(rows):
 
 @given(st.lists(st.integers(0, 2**53), min_size=1, max_size=30))
 def test_bins_hold_every_type_and_token_once(counts):
-    bins = metrics.frequency_bins(np.array(counts))
+    bins = frequency.frequency_bins(np.array(counts))
     assert bins["n_types"].sum() == len(counts) and bins["n_tokens"].sum() == sum(counts)
 
 
@@ -142,7 +145,8 @@ FOUND = Path(__file__).parent / "fixtures" / "fuzzed"
 
 def test_a_damaged_corpus_that_once_ended_the_process_is_refused():
     """Found by make fuzz, in a process of its own: PyArrow aborts where the metadata of a column are read."""
-    code = "import sys; from fairlm_utils import corpora, params; corpora.load_corpus(params.CorpusParams(corpus=sys.argv[1]))"
+    code = "import sys; from fairlm_utils import params; from fairlm_utils.lm import corpora; "
+    code += "corpora.load_corpus(params.CorpusParams(corpus=sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", code, FOUND / "corpus.parquet"], capture_output=True, text=True, check=False
     )

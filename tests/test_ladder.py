@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairlm_utils import ladder, layout, params, scale
-from fairlm_utils.runs import PROJECT
+from fairlm_utils import params
+from fairlm_utils.analysis import ladder, layout, scale
+from fairlm_utils.files import PROJECT
 from tests.test_scale import NARROW, experiment
 
 RUNGS = scale.rungs({name: experiment(slope=a) for name, a in (("a", 0.3), ("b", 0.4), ("c", 0.35))})

@@ -11,10 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairlm_utils import languages, runs
-from fairlm_utils.evaluation import evaluate
+from fairlm_utils import files, params
+from fairlm_utils.analysis import languages
+from fairlm_utils.analysis.results import load_results, write_results
+from fairlm_utils.experiment.runs import evaluate
+from fairlm_utils.lm import languages
+from fairlm_utils.lm.tokenization import tokenize_corpus
 from fairlm_utils.params import EvaluationParams
-from fairlm_utils.tokenization import tokenize_corpus
+from results.languages import extract
 
 PAGE = r""".\" a comment
 .TH LS 1 "2022" "GNU"
@@ -35,13 +39,13 @@ alles
 
 
 def test_macros_and_escapes_are_stripped_and_code_is_left_out():
-    assert languages.paragraphs(PAGE) == [
+    assert extract.paragraphs(PAGE) == [
         "ls - Verzeichnis’ auflisten",
         "fett gesetzt mit ls(1), und é x.",
         "-a, --all alles",
     ]
-    assert languages.paragraphs(".PP\n名前を\n示す") == ["名前を示す"]
-    assert languages.paragraphs(".Dd 2022\n.Dt LS 1\n.Sh NAME\ntext") == []
+    assert extract.paragraphs(".PP\n名前を\n示す") == ["名前を示す"]
+    assert extract.paragraphs(".Dd 2022\n.Dt LS 1\n.Sh NAME\ntext") == []
 
 
 def test_pages_of_packages_are_found_by_language_and_a_broken_package_is_an_error(tmp_path, monkeypatch):
@@ -52,10 +56,10 @@ def test_pages_of_packages_are_found_by_language_and_a_broken_package_is_an_erro
             member = tarfile.TarInfo(f"./usr/share/man/{folder}/{'b' if '.so' in text else 'a'}.1.gz")
             member.size = len(raw)
             archive.addfile(member, io.BytesIO(raw))
-    with pytest.raises(runs.RunError, match="cannot be read"):
-        languages.read_pages([tmp_path / "none.deb"])
+    with pytest.raises(files.RunError, match="cannot be read"):
+        extract.read_pages([tmp_path / "none.deb"])
     monkeypatch.setattr(languages.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=packed.getvalue()))
-    pages = languages.read_pages(["x.deb"])
+    pages = extract.read_pages(["x.deb"])
     assert pages["German"] == {"a.1": ["Text"], "b.1": []} and not pages["French"]
 
 
@@ -72,15 +76,15 @@ def pages(n: int = 40) -> dict[str, dict[str, list[str]]]:
 def test_shares_fall_as_one_over_the_rank_and_the_same_pages_are_held_out():
     made = pages()
     made["German"]["German20"] += ["the words of English are not translated at all", "Danke an <a@b.c>".ljust(90, "z")]
-    splits = languages.split_pages(made, largest=2000, n_heldout=5)
+    splits = extract.split_pages(made, largest=2000, n_heldout=5)
     assert {k: len(v) for k, v in splits["train"].items()} == {"German": 20, "Russian": 10}
     heldout = [{text.split()[1] for text in splits["test"][name]} for name in made]
     assert heldout[0] == heldout[1] and len(heldout[0]) == 5 and heldout[0] <= set(map(str, range(10)))
     written = " ".join(text for of in splits.values() for texts in of.values() for text in texts)
     assert not {"beiden", "English", "Danke"} & set(written.split())
-    assert splits == languages.split_pages(made, largest=2000, n_heldout=5)
-    with pytest.raises(runs.RunError, match="Russian: too few pages"):
-        languages.split_pages(made | {"Russian": dict(list(made["Russian"].items())[:12])}, largest=2000, n_heldout=5)
+    assert splits == extract.split_pages(made, largest=2000, n_heldout=5)
+    with pytest.raises(files.RunError, match="Russian: too few pages"):
+        extract.split_pages(made | {"Russian": dict(list(made["Russian"].items())[:12])}, largest=2000, n_heldout=5)
 
 
 def test_a_paragraph_of_held_out_text_is_in_no_training_text():
@@ -88,7 +92,7 @@ def test_a_paragraph_of_held_out_text_is_in_no_training_text():
     shared = "Diese Zeile steht auf jeder Seite".ljust(80, "z")
     for page in made["German"].values():
         page.append(shared)
-    splits = languages.split_pages(made, largest=2000, n_heldout=5)
+    splits = extract.split_pages(made, largest=2000, n_heldout=5)
     assert sum(shared in text for of in splits.values() for text in of["German"]) == 1
     assert any(shared in text for text in splits["test"]["German"])
 
@@ -97,7 +101,7 @@ def test_a_paragraph_of_held_out_text_is_in_no_training_text():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("languages")
     made = pages(60)
-    languages.write_mixtures(languages.split_pages(made, largest=4000, n_heldout=5), path)
+    extract.write_mixtures(extract.split_pages(made, largest=4000, n_heldout=5), path)
     return path
 
 
@@ -106,11 +110,11 @@ def texts(file: Path) -> list[str]:
 
 
 def test_temperature_repeats_documents_by_the_root_of_the_rank_and_adds_none(folder):
-    natural, repeated = (texts(folder / m / "train" / "Russian.jsonl") for m in languages.MIXTURES)
+    natural, repeated = (texts(folder / m / "train" / "Russian.jsonl") for m in params.MIXTURES)
     assert len(natural) == len(set(natural)) == 20 and set(repeated) == set(natural)
     assert len(repeated) == int(20 * 2**0.5)
-    first = [(folder / m / "train" / "German.jsonl").read_bytes() for m in languages.MIXTURES]
-    tests = [(folder / m / "test" / "Russian.jsonl").read_bytes() for m in languages.MIXTURES]
+    first = [(folder / m / "train" / "German.jsonl").read_bytes() for m in params.MIXTURES]
+    tests = [(folder / m / "test" / "Russian.jsonl").read_bytes() for m in params.MIXTURES]
     assert first[0] == first[1] and tests[0] == tests[1] and (folder / "tokenizer" / "tokenizer.json").exists()
 
 
@@ -154,7 +158,7 @@ def test_other_corpora_have_no_languages(miniature):
 def table(small: float, temperature: float) -> pd.DataFrame:
     """Held-out losses with the lowest average at λ = 0.1; on training text decay adds `small` to the smaller of two languages."""
     rows = []
-    for variant in languages.MIXTURES:
+    for variant in params.MIXTURES:
         for seed in range(3):
             for weight_decay in (0.0, 0.1, 1.0):
                 cost = small + (temperature if variant == "temperature" else 0)
@@ -211,12 +215,12 @@ def test_the_average_that_chooses_weighs_languages_by_their_natural_share():
 def test_results_carry_the_table_by_language(folder, tmp_path, miniature):
     p = miniature(corpus=str(folder / "natural"), corpus_path="", tokenizer=str(folder / "tokenizer"), experiment="two")
     evaluate(p)
-    results = runs.load_results(Path(p.runs_dir) / "two")
+    results = load_results(Path(p.runs_dir) / "two")
     assert list(results.languages["language"]) == ["German", "Russian"] * 2
     assert (results.languages["bits_per_byte"] > 0).all()
-    runs.write_results(results, tmp_path / "two", "command")
-    again = runs.load_results(tmp_path / "two")
+    write_results(results, tmp_path / "two", "command")
+    again = load_results(tmp_path / "two")
     pd.testing.assert_frame_equal(again.languages, results.languages)
     (tmp_path / "two" / "languages.csv").write_text("damaged")
-    with pytest.raises(runs.RunError, match="damaged"):
-        runs.load_results(tmp_path / "two")
+    with pytest.raises(files.RunError, match="damaged"):
+        load_results(tmp_path / "two")

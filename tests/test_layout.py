@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairlm_utils import layout, params
-from fairlm_utils.claims import PAPER_FLOOR, PAPER_TABLE_1
-from fairlm_utils.runs import RunError
-from fairlm_utils.scale import count_ratio
+from fairlm_utils import params
+from fairlm_utils.analysis import layout
+from fairlm_utils.analysis.claims import PAPER_FLOOR, PAPER_TABLE_1
+from fairlm_utils.analysis.scale import count_ratio
+from fairlm_utils.files import RunError
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "results" / "paper-layout"

@@ -7,28 +7,31 @@ import numpy as np
 import pytest
 import torch
 
-from fairlm_utils import evaluation, params, runs, sweep, tokenization
-from fairlm_utils.token_loss import TokenSums
+from fairlm_utils import frequency, identity, params
+from fairlm_utils.analysis.results import load_results, read_token_table
+from fairlm_utils.experiment import runs, sweep
+from fairlm_utils.lm import evaluation
+from fairlm_utils.lm.token_loss import TokenSums
 from tests import load
 
 
 def test_two_hundred_runs_are_found_and_loaded_with_the_right_totals(tmp_path):
     load.corpus(tmp_path)
-    finished = evaluation.evaluate(load.tiny(tmp_path))
+    finished = runs.evaluate(load.tiny(tmp_path))
     points = load.copies(finished, 200, "many")
-    runs.check_experiment(points)
+    identity.check_experiment(points)
     assert all(sweep.is_finished(p) for p in points)
-    folder = runs.run_dir(points[0]).parent
-    assert {d.name for d in runs.finished_runs(folder)} == {p.run_id() for p in points}
-    results, one = runs.load_results(folder), runs.load_results(finished.parent)
+    folder = identity.run_dir(points[0]).parent
+    assert {d.name for d in identity.finished_runs(folder)} == {p.run_id() for p in points}
+    results, one = load_results(folder), load_results(finished.parent)
     assert len(results.totals) == 400 and results.provenance["n_runs"] == 200
     assert results.totals.groupby(["weight_decay", "split"])["seed"].nunique().eq(40).all()
     for name in ("totals", "bins", "classes", "kinds"):
         table, single = getattr(results, name), getattr(one, name)
         assert table["n_tokens"].sum() == 200 * single["n_tokens"].sum(), name
     assert np.allclose(results.tokens["change_training"].dropna(), 0)  # all copies of one run
-    shutil.rmtree(runs.run_dir(points[7]) / "tables")  # one more to do, and no more than one
-    assert len(runs.load_results(folder).totals) == 398 and sum(not sweep.is_finished(p) for p in points) == 1
+    shutil.rmtree(identity.run_dir(points[7]) / "tables")  # one more to do, and no more than one
+    assert len(load_results(folder).totals) == 398 and sum(not sweep.is_finished(p) for p in points) == 1
 
 
 def test_sums_over_a_thousand_million_tokens_stay_exact():
@@ -47,16 +50,16 @@ def test_sums_over_a_thousand_million_tokens_stay_exact():
 
 def test_counts_of_chunks_add_up_to_the_counts_of_all():
     ids = np.random.default_rng(0).integers(0, 300, 10**6, dtype=np.uint16)
-    parts = sum(tokenization.token_counts(part, 300) for part in np.array_split(ids, 7))
-    assert np.array_equal(parts, tokenization.token_counts(ids, 300)) and parts.dtype == np.int64
+    parts = sum(frequency.token_counts(part, 300) for part in np.array_split(ids, 7))
+    assert np.array_equal(parts, frequency.token_counts(ids, 300)) and parts.dtype == np.int64
 
 
 def losses_by_threads(p) -> list[np.ndarray]:
     """Every type's loss on both splits, from the run of `p` made with one thread and with two."""
     found = []
     for n in (1, 2):
-        directory = evaluation.evaluate(p.model_copy(update={"n_threads": n}))
-        found.append(np.concatenate([evaluation.read_token_table(directory, s)["loss"] for s in evaluation.SPLITS]))
+        directory = runs.evaluate(p.model_copy(update={"n_threads": n}))
+        found.append(np.concatenate([read_token_table(directory, s)["loss"] for s in evaluation.SPLITS]))
     return found
 
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fairlm_utils import metrics
+from fairlm_utils import frequency
+from fairlm_utils.analysis import metrics
 
 
 @pytest.fixture
@@ -74,22 +75,22 @@ def test_bins_and_classes_add_up_to_the_totals(n_train, loss, n_eval):
 
 @given(st.integers(0, 3**30))
 def test_every_count_lies_in_its_bin(count):
-    k = int(metrics.bin_index(np.array([count]))[0])
-    low = metrics.bin_low(k)
+    k = int(frequency.bin_index(np.array([count]))[0])
+    low = frequency.bin_low(k)
     assert low <= count < (3 ** (k + 1) if k >= 0 else 1)
-    assert metrics.bin_label(k).split("–")[0].replace(",", "") == str(low)
+    assert frequency.bin_label(k).split("–")[0].replace(",", "") == str(low)
 
 
 def test_bins_refuse_negative_counts():
     with pytest.raises(ValueError, match="negative"):
-        metrics.bin_index(np.array([-1]))
+        frequency.bin_index(np.array([-1]))
 
 
 def test_low_frequency_is_at_or_below_the_percentile_of_occurring_types():
     counts = np.array([0, 1, 1, 2, 100])
-    assert metrics.low_frequency(counts, 75).tolist() == [True, True, True, True, False]
+    assert frequency.low_frequency(counts, 75).tolist() == [True, True, True, True, False]
     with pytest.raises(ValueError, match="no token type"):
-        metrics.low_frequency(np.zeros(3), 95)
+        frequency.low_frequency(np.zeros(3), 95)
 
 
 def speed(losses, counts=None, vocab_size=4, steps=None):

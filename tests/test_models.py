@@ -8,9 +8,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
 
-from fairlm_utils import models
+from fairlm_utils.files import RunError
+from fairlm_utils.lm import models
 from fairlm_utils.params import ParameterError
-from fairlm_utils.runs import RunError
 
 SIZES = dict(vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
 ENCODER_DECODER = dict(

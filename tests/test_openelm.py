@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from fairlm_utils.openelm import OPENELM_SIZES, OpenELMConfig, OpenELMForCausalLM, make_divisible
+from fairlm_utils.lm.openelm import OPENELM_SIZES, OpenELMConfig, OpenELMForCausalLM, make_divisible
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TINY = FIXTURES / "openelm-tiny-a"

@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from fairlm_utils import panel, runs, training
+from fairlm_utils import files, identity
+from fairlm_utils.__main__ import GO_ON, main
+from fairlm_utils.experiment import panel, runs
 from tests import bench
 from tests.binder import copy_repository
 
@@ -49,7 +51,7 @@ def make(file, imdb, tmp_path_factory):
 
 
 def results(points):
-    return [runs.digests(runs.run_dir(p), runs.RESULT_FILES) for p in points]
+    return [files.digests(identity.run_dir(p), files.RESULT_FILES) for p in points]
 
 
 def test_a_panel_is_two_decays_and_one_seed_unless_others_are_asked_for(make):
@@ -65,25 +67,25 @@ def test_stopped_after_every_step_a_panel_ends_in_the_same_bits(make):
         n += 1
         assert n < 30, "no progress"
     assert n == 2 * (7 + 1)  # seven steps and an evaluation of each run
-    assert results(pieces) == results(whole) and all(len(files) > 5 for files in results(whole))
+    assert results(pieces) == results(whole) and all(len(of_run) > 5 for of_run in results(whole))
 
 
 def test_time_up_between_two_stages_stops_there(make, monkeypatch):
     points = make(steps=2)
     clock = SimpleNamespace(monotonic=lambda: 0.0)
     monkeypatch.setattr(panel, "time", clock)
-    train = training.train
+    train = runs.train
 
     def slow(*arguments):
         directory = train(*arguments)
         clock.monotonic = lambda: 100.0
         return directory
 
-    monkeypatch.setattr(training, "train", slow)
+    monkeypatch.setattr(runs, "train", slow)
     assert not panel.run(points, deadline=50.0)
-    first = runs.run_dir(points[0])
+    first = identity.run_dir(points[0])
     assert (first / "provenance.json").exists() and not (first / "tables").exists()
-    assert not runs.run_dir(points[1]).exists()
+    assert not identity.run_dir(points[1]).exists()
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def checkout(tmp_path, monkeypatch):
     as_someone = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
     for words in (["init", "--quiet"], ["add", "--all"], [*as_someone, "commit", "--quiet", "--message", "all"]):
         subprocess.run(["git", *words], cwd=folder, check=True)
-    monkeypatch.setattr(runs, "PROJECT", folder)
+    monkeypatch.setattr(files, "PROJECT", folder)
     return folder
 
 
@@ -108,10 +110,10 @@ def test_a_packed_panel_is_killed_and_gone_on_with_where_there_are_no_documents(
     assert held and not [1 for content in held if documents[0].encode() in content]
 
     shutil.copy(file, folder / "params")
-    command = [sys.executable, "-m", "fairlm_utils.panel", "run", "params/tiny.yaml", "--minutes"]
+    command = [sys.executable, "-m", "fairlm_utils", "panel", "params/tiny.yaml", "--minutes"]
     options = dict(cwd=folder, env={**os.environ, "PYTHONPATH": str(folder), "PYTHONUNBUFFERED": "1"}, text=True)
     there = [p.model_copy(update={"runs_dir": str(folder / "runs")}) for p in whole]
-    checkpoints = runs.run_dir(there[0]) / "checkpoints"
+    checkpoints = identity.run_dir(there[0]) / "checkpoints"
     process = subprocess.Popen([*command, "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
     while process.poll() is None and not (checkpoints / "checkpoint-10" / "complete.json").exists():
         time.sleep(0.01)
@@ -125,20 +127,20 @@ def test_a_packed_panel_is_killed_and_gone_on_with_where_there_are_no_documents(
     commit = subprocess.run(
         ["git", "rev-parse", "--short=12", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
     )
-    assert runs.read_json(runs.run_dir(there[0]) / "provenance.json")["git_commit"] == commit.stdout.strip()
+    assert files.read_json(identity.run_dir(there[0]) / "provenance.json")["git_commit"] == commit.stdout.strip()
 
 
 def test_what_cannot_travel_is_refused(make, corpus_file, checkout, tmp_path, monkeypatch):
     p = make()[0]
-    with pytest.raises(runs.RunError, match=r"corpus: .*only a corpus of the Hub travels"):
+    with pytest.raises(files.RunError, match=r"corpus: .*only a corpus of the Hub travels"):
         panel.pack([p.model_copy(update={"corpus": str(corpus_file)})], tmp_path / "a")
     monkeypatch.setattr(panel, "MAX_FOLDER_BYTES", 2**20)
-    with pytest.raises(runs.RunError, match=r"MiB, more than 1; lower max_documents"):
+    with pytest.raises(files.RunError, match=r"MiB, more than 1; lower max_documents"):
         panel.pack([p], tmp_path / "b")
-    with pytest.raises(runs.RunError, match="name a folder that does not exist"):
+    with pytest.raises(files.RunError, match="name a folder that does not exist"):
         panel.pack([p], tmp_path / "b")
     (checkout / "params" / "quick.yaml").write_text("steps: 1\n")
-    with pytest.raises(runs.RunError, match=r"\+changes: .*commit what changed"):
+    with pytest.raises(files.RunError, match=r"\+changes: .*commit what changed"):
         panel.pack([p], tmp_path / "c")
 
 
@@ -189,18 +191,18 @@ def test_the_command_says_when_it_is_to_be_run_again_and_when_it_is_done(make, f
     p = make(steps=2, weight_decay="[0.0]")[0]
     monkeypatch.chdir(file.parent)
     given = dict(corpus_path=imdb, runs_dir=p.runs_dir, steps=2, weight_decay="[0.0]")
-    command = ["run", str(file), "--minutes", "0", *(w for k, v in given.items() for w in ("-p", k, str(v)))]
+    command = ["panel", str(file), "--minutes", "0", *(w for k, v in given.items() for w in ("-p", k, str(v)))]
     said = []
-    for status in (panel.GO_ON, panel.GO_ON, 0):
-        assert panel.main(command) == status
+    for status in (GO_ON, GO_ON, 0):
+        assert main(command) == status
         said.append(capsys.readouterr().out)
     assert "run the same command again" in said[0] and "continuing from step 1" in said[1]
     assert "token_balanced_loss" in said[2] and "no ratio" in said[2]
-    assert (runs.run_dir(p) / "tables" / "totals.csv").exists()
+    assert (identity.run_dir(p) / "tables" / "totals.csv").exists()
 
 
 def test_the_command_refuses_what_is_not_an_experiment(tmp_path, capsys):
-    assert panel.main(["run", str(tmp_path / "none.yaml")]) == 2
+    assert main(["panel", str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 

@@ -12,8 +12,12 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from fairlm_utils import evaluation, report, runs, tokenization, training
-from fairlm_utils.corpora import CorpusError
+from fairlm_utils import files, identity
+from fairlm_utils.__main__ import main
+from fairlm_utils.analysis.results import load_results, write_results
+from fairlm_utils.experiment import report, runs
+from fairlm_utils.lm import tokenization, training
+from fairlm_utils.lm.corpora import CorpusError
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,12 +47,12 @@ def experiment(path: Path, p, **values) -> list[str]:
 
 def test_two_processes_on_one_run_make_it_once_and_as_one_would(miniature, tmp_path):
     p = miniature(runs_dir=str(tmp_path / "two"), experiment="shared", steps=40)
-    command = ["fairlm_utils.evaluation", *experiment(tmp_path / "x.yaml", p)]
+    command = ["fairlm_utils", "run", *experiment(tmp_path / "x.yaml", p)]
     outputs = both(command, command)
     assert sum("no tokenized" in out for out in outputs) == 1
-    assert all(str(runs.run_dir(p)) in out for out in outputs)
-    alone = evaluation.evaluate(p.model_copy(update={"runs_dir": str(tmp_path / "one")}))
-    assert runs.digests(runs.run_dir(p), runs.RESULT_FILES) == runs.digests(alone, runs.RESULT_FILES)
+    assert all(str(identity.run_dir(p)) in out for out in outputs)
+    alone = runs.evaluate(p.model_copy(update={"runs_dir": str(tmp_path / "one")}))
+    assert files.digests(identity.run_dir(p), files.RESULT_FILES) == files.digests(alone, files.RESULT_FILES)
     assert len(list((tmp_path / "two" / "shared").iterdir())) == 1 and not list(tmp_path.rglob("*.tmp"))
 
 
@@ -56,20 +60,20 @@ def test_two_processes_share_one_tokenizer_cache(miniature, tmp_path):
     """Runs of two seeds, which both need the corpus and find no cache of it."""
     p = miniature(runs_dir=str(tmp_path / "two"), experiment="shared", steps=4, window_steps=2)
     file = experiment(tmp_path / "x.yaml", p)
-    outputs = both(*(["fairlm_utils.evaluation", *file, "-p", "seed", seed] for seed in "01"))
+    outputs = both(*(["fairlm_utils", "run", *file, "-p", "seed", seed] for seed in "01"))
     assert sum("no tokenized" in out for out in outputs) == 1
     (cache,) = (tmp_path / "two" / "tokenized").iterdir()
     alone = p.model_copy(update={"runs_dir": str(tmp_path / "one")})
     tokenization.tokenize_corpus(alone)
-    files = ["*.npy", "tokenizer/*"]
-    assert runs.digests(cache, files) == runs.digests(tokenization.cache_dir(alone), files)
-    assert len(runs.load_results(tmp_path / "two" / "shared").totals) == 4
+    patterns = ["*.npy", "tokenizer/*"]
+    assert files.digests(cache, patterns) == files.digests(tokenization.cache_dir(alone), patterns)
+    assert len(load_results(tmp_path / "two" / "shared").totals) == 4
 
 
 def test_two_sweeps_of_one_experiment_share_its_runs(miniature, tmp_path):
     """Each run is made once, by either; the other sweep waits for it and says so."""
     p = miniature(runs_dir=str(tmp_path / "two"), experiment="swept", steps=4, window_steps=2)
-    command = ["fairlm_utils.sweep", *experiment(tmp_path / "x.yaml", p, seed=[0, 1]), "--workers", "1"]
+    command = ["fairlm_utils", "sweep", *experiment(tmp_path / "x.yaml", p, seed=[0, 1]), "--workers", "1"]
     outputs = both(command, command)
     counts = {status: sum(int(out.split(f" {status}")[0].split()[-1]) for out in outputs if f" {status}" in out)
               for status in ("finished", "reused", "failed")}  # fmt: skip
@@ -77,9 +81,9 @@ def test_two_sweeps_of_one_experiment_share_its_runs(miniature, tmp_path):
     assert any("waiting for another process" in out for out in outputs)
     for seed in (0, 1):
         run = p.model_copy(update={"seed": seed})
-        alone = evaluation.evaluate(run.model_copy(update={"runs_dir": str(tmp_path / "one")}))
-        assert runs.digests(runs.run_dir(run), runs.RESULT_FILES) == runs.digests(alone, runs.RESULT_FILES)
-    assert len(runs.load_results(tmp_path / "two" / "swept").totals) == 4
+        alone = runs.evaluate(run.model_copy(update={"runs_dir": str(tmp_path / "one")}))
+        assert files.digests(identity.run_dir(run), files.RESULT_FILES) == files.digests(alone, files.RESULT_FILES)
+    assert len(load_results(tmp_path / "two" / "swept").totals) == 4
 
 
 # What vanishes, cannot be written, or is dated in the future
@@ -92,17 +96,17 @@ def test_a_corpus_that_vanishes_before_training_is_named(miniature, corpus_file,
     tokenization.tokenize_corpus(p)
     corpus.unlink()
     with pytest.raises(CorpusError, match=r"mine\.jsonl' does not exist; put it back"):
-        training.train(p)
+        runs.train(p)
     shutil.copy2(corpus_file, corpus)
-    evaluation.evaluate(p)  # and the run goes on once it is there
+    runs.evaluate(p)  # and the run goes on once it is there
     corpus.unlink()
-    evaluation.evaluate(p)  # which a finished one does not ask for
-    assert len(runs.load_results(runs.run_dir(p).parent).totals) == 2
+    runs.evaluate(p)  # which a finished one does not ask for
+    assert len(load_results(identity.run_dir(p).parent).totals) == 2
 
 
 def test_a_command_names_what_vanished_in_one_line(miniature, tmp_path, capsys):
     p = miniature(corpus=str(tmp_path / "gone.jsonl"), runs_dir=str(tmp_path / "runs"))
-    assert evaluation.main(experiment(tmp_path / "x.yaml", p)) == 2
+    assert main(["run", *experiment(tmp_path / "x.yaml", p)]) == 2
     assert capsys.readouterr().err.startswith("error: corpus: ")
 
 
@@ -123,21 +127,21 @@ def read_only(monkeypatch):
 
 def test_a_read_only_disk_is_named_before_anything_is_computed(miniature, tmp_path, read_only, monkeypatch):
     p = miniature(runs_dir=str(tmp_path / "runs"))
-    monkeypatch.setattr(training, "_train", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(runs, "_train", lambda *_: pytest.fail("it trained"))
     read_only()
-    for make in (training.train, evaluation.evaluate, tokenization.tokenize_corpus):
-        with pytest.raises(runs.RunError, match=r"Read-only file system.*choose another runs_dir"):
+    for make in (runs.train, runs.evaluate, tokenization.tokenize_corpus):
+        with pytest.raises(files.RunError, match=r"Read-only file system.*choose another runs_dir"):
             make(p)
 
 
 def test_finished_runs_are_read_from_a_read_only_disk_and_results_need_another_folder(miniature, tmp_path, read_only):
     p = miniature(runs_dir=str(tmp_path / "runs"), steps=2, window_steps=2)
-    directory = evaluation.evaluate(p)
+    directory = runs.evaluate(p)
     read_only()
-    assert evaluation.evaluate(p) == directory
-    results = runs.load_results(directory.parent)
-    with pytest.raises(runs.RunError, match=r"results cannot be written.*Read-only.*another folder"):
-        runs.write_results(results, tmp_path / "results", "make results")
+    assert runs.evaluate(p) == directory
+    results = load_results(directory.parent)
+    with pytest.raises(files.RunError, match=r"results cannot be written.*Read-only.*another folder"):
+        write_results(results, tmp_path / "results", "make results")
 
 
 def test_a_clock_set_back_between_checkpoints_keeps_the_latest_steps(miniature, tmp_path, monkeypatch, capsys):
@@ -159,13 +163,13 @@ def test_a_clock_set_back_between_checkpoints_keeps_the_latest_steps(miniature, 
         m.setattr(training.RecordTokenLoss, "on_save", save_ahead)
         m.setattr(training.RecordTokenLoss, "_close_window", stop)
         with pytest.raises(KeyboardInterrupt):
-            training.train(p)
-    kept = training.checkpoints(runs.run_dir(p) / "checkpoints")
+            runs.train(p)
+    kept = training.checkpoints(identity.run_dir(p) / "checkpoints")
     assert [c.name for c in kept] == ["checkpoint-9", "checkpoint-6"]
-    continued = runs.digests(training.train(p), runs.RESULT_FILES)
+    continued = files.digests(runs.train(p), files.RESULT_FILES)
     assert "continuing from step 9" in capsys.readouterr().out
-    alone = training.train(p.model_copy(update={"runs_dir": str(tmp_path / "alone")}))
-    assert continued == runs.digests(alone, runs.RESULT_FILES)
+    alone = runs.train(p.model_copy(update={"runs_dir": str(tmp_path / "alone")}))
+    assert continued == files.digests(alone, files.RESULT_FILES)
 
 
 @pytest.mark.parametrize("days", [-10_000, 400])
@@ -174,9 +178,9 @@ def test_files_dated_in_the_past_or_future_change_no_result(miniature, corpus_fi
     shutil.copy(corpus_file, corpus)
     os.utime(corpus, (time.time() + 86_400 * days,) * 2)
     p = miniature(corpus=str(corpus), runs_dir=str(tmp_path / "runs"), steps=2, window_steps=2)
-    found = runs.digests(evaluation.evaluate(p), runs.RESULT_FILES)
+    found = files.digests(runs.evaluate(p), files.RESULT_FILES)
     usual = miniature(runs_dir=str(tmp_path / "usual"), steps=2, window_steps=2)
-    expected = runs.digests(evaluation.evaluate(usual), runs.RESULT_FILES)
+    expected = files.digests(runs.evaluate(usual), files.RESULT_FILES)
     assert found == expected
 
 

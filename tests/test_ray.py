@@ -8,12 +8,15 @@ import pandas as pd
 import pytest
 import yaml
 
+from fairlm_utils import files, identity, params
+from fairlm_utils.__main__ import main
+from fairlm_utils.analysis.results import read_token_table
+from fairlm_utils.experiment import sweep
+
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from fairlm_utils import params, runs, sweep  # noqa: E402
-from fairlm_utils.evaluation import read_token_table  # noqa: E402
 from tests.test_training import same_run  # noqa: E402
 
 
@@ -50,7 +53,7 @@ def test_a_killed_node_changes_no_result(cluster, miniature, tmp_path):
     assert [o.status for o in outcomes] == ["finished"] * 3, outcomes
     here = params.expand(values | {"runs_dir": str(tmp_path / "local")})
     assert {o.status for o in sweep.sweep(here)} == {"finished"}
-    for on_ray, local in zip(map(runs.run_dir, points), map(runs.run_dir, here), strict=True):
+    for on_ray, local in zip(map(identity.run_dir, points), map(identity.run_dir, here), strict=True):
         assert same_run(on_ray, local)
         pd.testing.assert_frame_equal(read_token_table(on_ray, "held-out"), read_token_table(local, "held-out"))
 
@@ -58,7 +61,7 @@ def test_a_killed_node_changes_no_result(cluster, miniature, tmp_path):
 def _wait_for_two_runs_at_work(points, seconds=120):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        started = [d for d in map(runs.run_dir, points) if (d / "params.json").exists()]
+        started = [d for d in map(identity.run_dir, points) if (d / "params.json").exists()]
         at_work = [d for d in started if not (d / "provenance.json").exists()]
         if len(at_work) == 2 and all(list(d.glob("checkpoints/checkpoint-*")) for d in at_work):
             return
@@ -67,9 +70,9 @@ def _wait_for_two_runs_at_work(points, seconds=120):
 
 
 def test_a_run_larger_than_any_node_is_refused_at_once(cluster, miniature):
-    with pytest.raises(runs.RunError, match="lower n_threads"):
+    with pytest.raises(files.RunError, match="lower n_threads"):
         sweep.sweep([miniature(n_threads=64, experiment="large")], ray_address=cluster.address)
-    with pytest.raises(runs.RunError, match="gpus-per-run"):
+    with pytest.raises(files.RunError, match="gpus-per-run"):
         sweep.sweep([miniature(seed=77, experiment="large")], ray_address=cluster.address, gpus_per_run=0.5)
 
 
@@ -78,5 +81,5 @@ def test_an_address_where_no_cluster_answers(address, miniature, tmp_path, capsy
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     path = tmp_path / "one.yaml"
     path.write_text(yaml.safe_dump(miniature(seed=78).model_dump()))
-    assert sweep.main([str(path), "--ray-address", address]) == 2
+    assert main(["sweep", str(path), "--ray-address", address]) == 2
     assert "no Ray cluster answers" in capsys.readouterr().err

@@ -9,24 +9,12 @@ import papermill
 import pytest
 import yaml
 
-from fairlm_utils import (
-    audit,
-    claims,
-    comparisons,
-    cost,
-    evaluation,
-    forgone,
-    ladder,
-    languages,
-    layout,
-    metrics,
-    panel,
-    params,
-    runs,
-    scale,
-    sweep,
-)
-from fairlm_utils.reproduce import markdown
+from fairlm_utils import frequency, params
+from fairlm_utils.__main__ import main
+from fairlm_utils.analysis import claims, comparisons, forgone, ladder, languages, layout, metrics, scale
+from fairlm_utils.analysis.results import SOME_TABLES, TABLES, load_results
+from fairlm_utils.experiment import cost
+from fairlm_utils.experiment.reproduce import markdown
 from tests.test_readme_commands import commands
 
 ROOT = Path(__file__).parents[1]
@@ -43,13 +31,13 @@ def cells(line: str) -> list[str]:
 @pytest.mark.parametrize("experiment", ["quick", "imdb-small"])
 def test_every_claim_stands_in_readme_with_its_number_and_verdict(experiment):
     rows = [cells(line) for line in PAGES.splitlines() if line.startswith("|")]
-    for row in claims.claims(runs.load_results(ROOT / "results" / experiment)).itertuples():
+    for row in claims.claims(load_results(ROOT / "results" / experiment)).itertuples():
         verdict = f"{row.verdict} ({row.reason})" if row.reason else row.verdict
         assert any({row.claim, row.ours, verdict} <= set(r) for r in rows), (experiment, row.claim, row.ours, verdict)
 
 
 def test_table_1_of_imdb_is_that_of_the_results():
-    totals = runs.load_results(ROOT / "results" / "imdb-small").totals
+    totals = load_results(ROOT / "results" / "imdb-small").totals
     training = metrics.table_1(totals[totals["split"] == "training"], ["average_loss", "token_balanced_loss"])
     for row in training.itertuples():
         assert {f"{row.weight_decay:g}", row.average_loss, row.token_balanced_loss} <= set().union(
@@ -59,14 +47,14 @@ def test_table_1_of_imdb_is_that_of_the_results():
 
 @pytest.mark.parametrize("experiment", ["quick", "imdb-small"])
 def test_the_scale_is_stated(experiment):
-    assert runs.load_results(ROOT / "results" / experiment).scale in PAGES.replace("\n", " ")
+    assert load_results(ROOT / "results" / experiment).scale in PAGES.replace("\n", " ")
 
 
 def one_pass_rows(folder: str | Path) -> list[str]:
     """Rows of README's table of IMDB seen once: the losses at λ = 0, and what each λ changes of them, on both texts."""
-    results = runs.load_results(folder)
+    results = load_results(folder)
     at_zero = []
-    for split in metrics.SPLITS:
+    for split in frequency.SPLITS:
         totals, classes = (
             t[(t["split"] == split) & (t["weight_decay"] == 0)] for t in (results.totals, results.classes)
         )
@@ -75,7 +63,7 @@ def one_pass_rows(folder: str | Path) -> list[str]:
     rows = {0.0: [f"{loss:.2f}" for loss in at_zero]}
     for weight_decay in sorted(set(results.totals["weight_decay"]) - {0.0}):
         table = comparisons.at_weight_decay(results, weight_decay).set_index("split").loc[:, "average":]
-        rows[weight_decay] = [change for split in metrics.SPLITS for change in table.loc[split]]
+        rows[weight_decay] = [change for split in frequency.SPLITS for change in table.loc[split]]
     return [f"| {weight_decay:g} | {' | '.join(row)} |" for weight_decay, row in rows.items()]
 
 
@@ -86,7 +74,7 @@ def test_the_table_of_imdb_seen_once_is_that_of_the_results():
 
 def test_what_is_said_of_scale_is_computed():
     text = " ".join(PAGES.split())
-    onepass, small = (runs.load_results(ROOT / "results" / name) for name in ("imdb-onepass", "imdb-small"))
+    onepass, small = (load_results(ROOT / "results" / name) for name in ("imdb-onepass", "imdb-small"))
     regimes = scale.regimes(onepass).set_index("weight_decay").drop(0.0)
     *taus, last = (f"{tau:.2f}" for tau in regimes["tau_epochs"])
     assert f"{', '.join(taus)} and {last} of an epoch at λ = 0.1, 0.3, 1 and 2" in text
@@ -114,16 +102,14 @@ def test_what_is_said_of_the_map_is_what_its_notebook_prints():
         assert line in " ".join(README.split())
     bound, most = re.search(r"bound ([\d.]+)", lines[0]), re.search(r"at most ([\d.]+) nats", lines[0])
     assert f"at most {most[1]} nats of held-out loss (simultaneous bound {bound[1]})" in RESULTS
-    best = runs.load_results(ROOT / "results" / "map").classes.query("split == 'held-out'")
+    best = load_results(ROOT / "results" / "map").classes.query("split == 'held-out'")
     ece = best.groupby(["frequency_class", "weight_decay"])["ece"].mean()
     for name in ("low", "high"):
         assert f"{ece[name, 0.0]:.3f} → {ece[name, 0.3]:.3f}" in RESULTS
 
 
 def test_what_is_said_of_remedies_is_what_their_table_says():
-    judged = comparisons.judge_remedies(
-        comparisons.remedy_numbers(runs.load_results(ROOT / "results" / "remedies-regime"))
-    )
+    judged = comparisons.judge_remedies(comparisons.remedy_numbers(load_results(ROOT / "results" / "remedies-regime")))
     assert comparisons.say_best(judged) in " ".join(README.split())
     assert comparisons.say_remedies(judged).startswith("there is nothing to remedy here")
     table = judged.set_index("variant")
@@ -144,7 +130,7 @@ def test_what_is_said_of_the_papers_models_is_what_the_tables_say():
         in text
     )
     assert f"The predictions](results/scale/README.md) of {panel['made']}" in text
-    rungs = scale.rungs({Path(f).name: runs.load_results(ROOT / f) for f in params.ScaleParams().ladder})
+    rungs = scale.rungs({Path(f).name: load_results(ROOT / f) for f in params.ScaleParams().ladder})
     sizes = ladder.by_size(rungs, scale.rung_slopes(rungs))
     counts = layout.read_tables(ROOT / "results" / "paper-layout")["counts"]
     counts = counts.query("corpus == 'imdb' and layout == 'first'")
@@ -164,7 +150,7 @@ def test_the_verdict_on_the_theory_is_what_its_notebook_computed():
 def test_the_verdicts_in_readme_are_those_of_the_results():
     table = README[README.index("## Verdicts") : README.index("## Two commands")]
     found = [cells(line)[1] for line in table.splitlines() if line.startswith("|")][2:]
-    assert found == claims.claims(runs.load_results(ROOT / "results" / "imdb-small"))["verdict"].tolist()
+    assert found == claims.claims(load_results(ROOT / "results" / "imdb-small"))["verdict"].tolist()
 
 
 def test_readme_is_read_in_two_minutes():
@@ -188,7 +174,7 @@ def interval(mean: float, low: float, high: float) -> str:
 
 def of_tokenizers_row() -> str:
     """The reviewers' second question, of tokenizers."""
-    table = comparisons.tokenizers(runs.load_results(ROOT / "results" / "tokenizers"))
+    table = comparisons.tokenizers(load_results(ROOT / "results" / "tokenizers"))
     held = table[(table["unit"] == "word") & (table["split"] == "held-out")].set_index(["bin", "variant"])
     gpt2, small, large = "GPT-2's BPE, 50,257 types", "trained BPE, 4,101 types", "trained BPE, 16,389 types"
     assert [held.loc[("all", v), "weight_decay"] for v in (gpt2, small, large)] == [0.0, 0.3, 2.0]
@@ -204,7 +190,7 @@ def of_tokenizers_row() -> str:
 
 def of_languages_row() -> str:
     """What is said of languages."""
-    results = runs.load_results(ROOT / "results" / "languages")
+    results = load_results(ROOT / "results" / "languages")
     used = languages.compared_weight_decay(results.languages)
     assert used == {"natural": 0.3, "temperature": 0.1}
     found = {}
@@ -236,10 +222,10 @@ def test_every_column_and_folder_of_results_stands_on_their_page():
     described = set(re.findall(r"`([^`]+)`", RESULTS[RESULTS.index("## Data dictionary") :]))
     patterns = [re.compile(name.replace("*", ".+")) for name in described]
     columns = (
-        {column for names in runs.TABLES.values() for column in names}
-        | {column for names in runs.SOME_TABLES.values() for column in names}
-        | set(runs.load_results(ROOT / "results" / "languages").languages)
-        | set(scale.sheet(runs.load_results(ROOT / "results" / "quick")))
+        {column for names in TABLES.values() for column in names}
+        | {column for names in SOME_TABLES.values() for column in names}
+        | set(load_results(ROOT / "results" / "languages").languages)
+        | set(cost.sheet(load_results(ROOT / "results" / "quick")))
     )
     assert not {c for c in columns if not any(p.fullmatch(c) for p in patterns)}
 
@@ -253,27 +239,24 @@ def overrides(words: list[str]) -> list[tuple[str, str]]:
     return [(words[i + 1], words[i + 2]) for i, word in enumerate(words) if word == "-p"]
 
 
-def test_commands_of_the_package_parse_and_name_what_exists(monkeypatch, capsys):
-    """Each `python -m fairlm_utils.X` is accepted by X's own command line; files and parameters are read."""
-    mains = {"sweep": sweep, "evaluation": evaluation, "cost": cost, "audit": audit, "runs": runs, "panel": panel}
+def test_commands_of_the_package_parse_and_name_what_exists(capsys):
+    """Each `fairlm COMMAND` has that command's options; files and parameters are read."""
     seen = set()
     for words in shell_lines():
-        module = next((w for w in words if w.startswith("fairlm_utils.")), None)
-        if module is None:
+        at = next((i for i, w in enumerate(words) if w in ("fairlm", "fairlm_utils")), None)
+        if at is None:
             continue
-        name = module.removeprefix("fairlm_utils.")
+        name, arguments = words[at + 1], words[at + 2 :]
         seen.add(name)
-        arguments = words[words.index(module) + 1 :]
         files = [w for w in arguments if w.endswith(".yaml") and "*" not in w]
         assert all((ROOT / f).exists() for f in files), words
         for file in files:
             params.expand(params.read(ROOT / file, overrides(arguments)))
         options = {w for w in arguments if w.startswith("--")}
-        with pytest.raises(SystemExit):
-            mains[name].main(["--help"])
+        assert main([name, "--help"]) == 0
         text = capsys.readouterr().out
         assert all(o in text for o in options), (words, options)
-    assert {"sweep", "evaluation", "cost", "audit", "runs"} <= seen
+    assert {"run", "sweep", "audit", "cost", "show"} <= seen
 
 
 def test_papermill_lines_name_notebooks_and_parameters(tmp_path):

@@ -27,10 +27,10 @@ NOT_EXECUTED = {
     r"\b(sbatch|srun|squeue|scancel|kubectl|helm|ray (start|job|submit))\b|--ray-address": "needs a cluster",
     r"^docker |repo2docker": "needs a Docker engine",
     r"^(\S*/)?(jupyter|tensorboard) ": "opens a server and a browser",
-    r"fairlm_utils\.reproduce": "minutes even when shortened; make reproduce is the same, by test_sweep.py in parts",
-    r"(papermill|sweep|evaluation|panel) .*(imdb|params/paper)": "needs IMDB from the network, or hours",
-    r"fairlm_utils\.audit (?!runs/|results/)": "needs a model from the network; test_audit.py runs it on one made there",
-    r"fairlm_utils\.runs ": "names a run by the digest of a full-size run; test_runs.py runs it on one made there",
+    r"fairlm_utils reproduce": "minutes even when shortened; make reproduce is the same, by test_sweep.py in parts",
+    r"(papermill|sweep|run|panel) .*(imdb|params/paper)": "needs IMDB from the network, or hours",
+    r"fairlm_utils audit (?!runs/|results/)": "needs a model from the network; test_audit.py runs it on one made there",
+    r"fairlm_utils (show|repeat) ": "names a run by the digest of a full-size run; test_runs.py runs it on one made there",
     r"(?<![\w$./-])[A-Z]{3,}(?![\w=])": "a word in capitals stands for the reader's own",
 }
 SMALL = {"steps": 4, "window_steps": 2, "checkpoint_steps": 4, "batch_size": 4, "warmup_steps": 1, "context": 16,
@@ -39,11 +39,11 @@ SMALL = {"steps": 4, "window_steps": 2, "checkpoint_steps": 4, "batch_size": 4, 
 APPENDED = {
     "02_training": SMALL,
     "03_evaluation": SMALL,
-    "fairlm_utils.evaluation": SMALL,
-    "fairlm_utils.sweep": {**SMALL, "weight_decay": [1.0], "seed": [0]},
-    "fairlm_utils.audit": {"max_documents": 60, "max_heldout_blocks": 8},
+    "fairlm_utils run": SMALL,
+    "fairlm_utils sweep": {**SMALL, "weight_decay": [1.0], "seed": [0]},
+    "fairlm_utils audit": {"max_documents": 60, "max_heldout_blocks": 8},
 }
-RUN = re.compile(r"^(?:\w+=\S* )*(?:\S*/)?(?:papermill|python\S* -m fairlm_utils\.\w+|torchrun .*-m fairlm_utils\.\w+)")
+RUN = re.compile(r"^(?:\w+=\S* )*(?:\S*/)?(?:papermill|python\S* -m fairlm_utils \w+|torchrun .*-m fairlm_utils \w+)")
 
 
 def commands(text: str) -> list[str]:
@@ -99,13 +99,13 @@ def test_every_line_of_readme_is_executed_or_listed_with_the_reason_why_not():
     "line, executed",
     [
         ("papermill notebooks/02_training.ipynb out.ipynb -f params/quick.yaml -p weight_decay 0.3", True),
-        ("HF_HUB_OFFLINE=1 python -m fairlm_utils.cost params/paper/openelm-270m-imdb.yaml", True),
-        ("torchrun --nproc-per-node 2 -m fairlm_utils.evaluation params/quick.yaml -p seed 1", True),
+        ("HF_HUB_OFFLINE=1 python -m fairlm_utils cost params/paper/openelm-270m-imdb.yaml", True),
+        ("torchrun --nproc-per-node 2 -m fairlm_utils run params/quick.yaml -p seed 1", True),
         ("papermill notebooks/02_training.ipynb out.ipynb -f params/imdb-small.yaml", False),
-        ("python -m fairlm_utils.sweep params/quick.yaml --ray-address auto", False),
-        ("python -m fairlm_utils.audit HuggingFaceTB/SmolLM2-135M python-docs", False),
-        ("srun python -m fairlm_utils.sweep params/quick.yaml", False),
-        ("python -m fairlm_utils.runs show RUN", False),
+        ("python -m fairlm_utils sweep params/quick.yaml --ray-address auto", False),
+        ("python -m fairlm_utils audit HuggingFaceTB/SmolLM2-135M python-docs", False),
+        ("srun python -m fairlm_utils sweep params/quick.yaml", False),
+        ("python -m fairlm_utils show RUN", False),
     ],
 )
 def test_what_is_executed_is_what_needs_neither_network_nor_cluster_nor_hours(line, executed):
@@ -116,5 +116,5 @@ def test_a_line_of_an_unknown_kind_is_found_and_blocks_are_read_as_a_shell_reads
     block = "```sh\na \\\n  --b 1   # says what\n# only a comment\nc && d#e\n```"
     assert commands(block) == ["a    --b 1", "c", "d#e"]
     assert not RUN.match("rm -r runs") and not why_not("rm -r runs")
-    assert "-p weight_decay '[1.0]'" in shortened("python -m fairlm_utils.sweep params/quick.yaml")
-    assert "variants" in shortened("python -m fairlm_utils.sweep params/remedies-onepass.yaml")
+    assert "-p weight_decay '[1.0]'" in shortened("python -m fairlm_utils sweep params/quick.yaml")
+    assert "variants" in shortened("python -m fairlm_utils sweep params/remedies-onepass.yaml")

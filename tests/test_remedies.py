@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-from fairlm_utils import models, remedies
+from fairlm_utils.lm import models, remedies
 from fairlm_utils.params import DecayedParameters, ParameterError, TrainingParams
 
 VOCABULARY = 50

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from fairlm_utils import report, runs
-from fairlm_utils.report import notebook_html, render_math, write_report
+from fairlm_utils import files
+from fairlm_utils.experiment import report
+from fairlm_utils.experiment.report import notebook_html, render_math, write_report
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_a_page_is_made_once_and_again_when_its_notebook_changes(tmp_path):
 def test_the_site_has_no_dead_link_and_needs_no_network(tmp_path):
     front = report.write_site(tmp_path)
     pages = sorted(tmp_path.glob("*.html"))
-    notebooks = sorted((runs.PROJECT / "notebooks").glob("*.ipynb"))
+    notebooks = sorted((files.PROJECT / "notebooks").glob("*.ipynb"))
     assert {f"{p.stem.replace('_', '-')}.html" for p in notebooks} <= {p.name for p in pages}
     linked = set()
     for page in pages:

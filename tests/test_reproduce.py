@@ -7,13 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairlm_utils import charts, reproduce, runs
+from fairlm_utils.analysis import charts
+from fairlm_utils.analysis.results import Results, load_results
+from fairlm_utils.experiment import reproduce
 from tests.test_comparisons import of_tokenizers
 
 ROOT = Path(__file__).parents[1]
 
 
-def tried() -> runs.Results:
+def tried() -> Results:
     """Each tokenizer of `of_tokenizers` at two rates, the first better at λ = 0 by 1 nat, in its held-out average alone."""
     whole, parts = of_tokenizers(), {"words": [], "bins": []}
     for name in parts:
@@ -63,7 +65,7 @@ def test_other_experiments_are_shown_whole():
 @pytest.mark.parametrize("experiment", ["tokenizers", "languages"])
 def test_the_committed_page_says_what_its_tables_say(experiment):
     folder = ROOT / "results" / experiment
-    results, page = runs.load_results(folder), (folder / "README.md").read_text(encoding="utf-8")
+    results, page = load_results(folder), (folder / "README.md").read_text(encoding="utf-8")
     said = reproduce._answer(results)
     assert len(said) > 5 and [line[2:] for line in page.splitlines() if line.startswith("- ")] == said
     assert results.scale in page and (folder / "answer.png").read_bytes()[:4] == b"\x89PNG"

@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fairlm_utils import metrics, scale
-from fairlm_utils.claims import PAPER_TABLE_1
+from fairlm_utils import frequency, params
+from fairlm_utils.analysis import scale
+from fairlm_utils.analysis.claims import PAPER_TABLE_1
+from fairlm_utils.analysis.results import Results
+from fairlm_utils.experiment import cost
 from fairlm_utils.params import TrainingParams
-from fairlm_utils.runs import Results
 
 #: Training counts and how many types have each: one count a bin, so that the bins lose nothing.
 NARROW = pd.DataFrame({"n_train": [1, 4, 16, 64], "n_types": [60, 30, 8, 2]})
@@ -29,7 +31,7 @@ def experiment(
 ) -> Results:
     """Tables of runs that lie `above` a floor of 0.05 nats at λ = 0, to which λ adds rise · λ · n_v^−(slope + that of the seed)."""
     n, m = counts["n_train"].to_numpy(), counts["n_types"].to_numpy()
-    low = metrics.low_frequency(np.repeat(n, m), 95)[np.cumsum(m) - 1]
+    low = frequency.low_frequency(np.repeat(n, m), 95)[np.cumsum(m) - 1]
     rows: dict[str, list[dict]] = {"totals": [], "bins": [], "classes": []}
     for seed, of_seed in enumerate(slopes_of_seeds):
         for w in weight_decays:
@@ -60,10 +62,10 @@ def experiment(
                 },
             ]
             for i in range(len(n)):
-                b = metrics.bin_index([n[i]])[0]
+                b = frequency.bin_index([n[i]])[0]
                 bin = {
-                    "bin": metrics.bin_label(b),
-                    "bin_low": metrics.bin_low(b),
+                    "bin": frequency.bin_label(b),
+                    "bin_low": frequency.bin_low(b),
                     "n_types": m[i],
                     "learning_speed": speed[i],
                 }
@@ -74,7 +76,7 @@ def experiment(
                 rows["classes"].append({**key, "split": "held-out", "frequency_class": name, "loss": 3 + change})
     frames = {name: pd.DataFrame(table) for name, table in rows.items()}
     empty = pd.DataFrame()
-    params = {
+    settings = {
         "corpus": "python-docs",
         "steps": 100,
         "batch_size": max(1, round(50 * (n @ m) / 63 / 100)),  # some 50 epochs
@@ -83,7 +85,9 @@ def experiment(
         "lr_schedule": "constant",
         "warmup_steps": 0,
     }
-    return Results(**frames, kinds=empty, reliability=empty, curves=empty, counts=counts, params=params, provenance={})
+    return Results(
+        **frames, kinds=empty, reliability=empty, curves=empty, counts=counts, params=settings, provenance={}
+    )
 
 
 def test_the_ratio_follows_from_the_counts_alone():
@@ -242,7 +246,7 @@ def test_a_rung_is_a_model_and_variant_with_a_run_at_0():
 
 
 def test_the_sheet_says_what_sets_an_experiment_beside_others():
-    table = scale.sheet(experiment(weight_decays=(0.0, 1.0, 2000.0), slopes_of_seeds=(0.0, 0.0))).set_index(
+    table = cost.sheet(experiment(weight_decays=(0.0, 1.0, 2000.0), slopes_of_seeds=(0.0, 0.0))).set_index(
         "weight_decay"
     )
     n_targets = (NARROW["n_train"] * NARROW["n_types"]).sum()
@@ -261,9 +265,9 @@ def test_the_sheet_says_what_sets_an_experiment_beside_others():
 
 def test_the_time_scale_of_decay_is_in_epochs():
     p = TrainingParams(weight_decay=0.5, learning_rate=0.004, steps=1000)
-    assert scale.time_scale(p, 4.0) == pytest.approx(500 / 250)  # 500 steps, of which 250 are an epoch
-    assert scale.time_scale(p.model_copy(update={"weight_decay": 0.0}), 4.0) == float("inf")
-    assert np.isnan(scale.time_scale(p.model_copy(update={"weight_decay_form": "l2"}), 4.0))
+    assert params.time_scale(p, 4.0) == pytest.approx(500 / 250)  # 500 steps, of which 250 are an epoch
+    assert params.time_scale(p.model_copy(update={"weight_decay": 0.0}), 4.0) == float("inf")
+    assert np.isnan(params.time_scale(p.model_copy(update={"weight_decay_form": "l2"}), 4.0))
 
 
 def test_a_variant_without_a_run_at_0_is_measured_from_no_decay():

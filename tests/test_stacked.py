@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pandas as pd
 import pytest
 
-from fairlm_utils import evaluation, runs, stacked
-from fairlm_utils.models import load_model
+from fairlm_utils import files, identity
+from fairlm_utils.experiment import runs, stacked
+from fairlm_utils.lm.models import load_model
 from fairlm_utils.params import EvaluationParams, ParameterError
 
 OWN = [
@@ -36,8 +37,8 @@ def test_a_stack_writes_what_each_run_alone_would(shared_runs, dtype, model, wit
         assert stacked.train(together, pool) == []  # finished runs are left alone
     for p in together:
         alone = p.model_copy(update={"experiment": "alone"})
-        there, here = runs.run_dir(p), evaluation.evaluate(alone)
-        runs.check_seal(there)
+        there, here = identity.run_dir(p), runs.evaluate(alone)
+        files.check_seal(there)
         for name in ("totals", "bins", "curves", "words"):
             a, b = (pd.read_csv(folder / "tables" / f"{name}.csv") for folder in (there, here))
             losses = [c for c in a if "loss" in c]

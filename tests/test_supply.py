@@ -39,13 +39,14 @@ look_up, socket.getaddrinfo = socket.getaddrinfo, resolve
 WORK = """
 import importlib, json, pkgutil, sys
 import fairlm_utils
-names = [m.name for m in pkgutil.iter_modules(fairlm_utils.__path__)]
+names = [m.name for m in pkgutil.walk_packages(fairlm_utils.__path__, "fairlm_utils.")]
 for name in names:
-    importlib.import_module(f"fairlm_utils.{name}")
-from fairlm_utils import evaluation, runs
+    importlib.import_module(name)
+from fairlm_utils.analysis.results import load_results
+from fairlm_utils.experiment import runs
 from fairlm_utils.params import EvaluationParams
-directory = evaluation.evaluate(EvaluationParams.check(json.loads(sys.argv[1])))
-runs.load_results(directory.parent)
+directory = runs.evaluate(EvaluationParams.check(json.loads(sys.argv[1])))
+load_results(directory.parent)
 print(len(names), "modules")
 """
 

@@ -15,8 +15,11 @@ import psutil
 import pytest
 import yaml
 
-from fairlm_utils import params, reproduce, runs, sweep
-from fairlm_utils.sweep import Outcome
+from fairlm_utils import files, identity, params
+from fairlm_utils.__main__ import main
+from fairlm_utils.analysis.results import load_results
+from fairlm_utils.experiment import reproduce, sweep
+from fairlm_utils.experiment.sweep import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +51,14 @@ def test_the_pipeline_ends_with_a_report_that_needs_no_network(report, experimen
 
 def test_all_runs_are_finished_once_and_those_shown_have_their_executed_notebooks(report, experiment):
     points = params.expand(params.read(experiment))
-    folder = runs.run_dir(points[0]).parent
-    assert {d.name for d in runs.finished_runs(folder)} == {p.run_id() for p in points}
+    folder = identity.run_dir(points[0]).parent
+    assert {d.name for d in identity.finished_runs(folder)} == {p.run_id() for p in points}
     for p in points:
-        assert "training it now" in (runs.run_dir(p) / sweep.LOG).read_text(encoding="utf-8")
-        executed = sorted(path.stem for path in runs.run_dir(p).glob("*.ipynb"))
+        assert "training it now" in (identity.run_dir(p) / sweep.LOG).read_text(encoding="utf-8")
+        executed = sorted(path.stem for path in identity.run_dir(p).glob("*.ipynb"))
         assert executed == ([*reproduce.RUN_NOTEBOOKS] if p.seed == 0 else [])
         for name in executed:
-            notebook = nbformat.read(runs.run_dir(p) / f"{name}.ipynb", as_version=4)
+            notebook = nbformat.read(identity.run_dir(p) / f"{name}.ipynb", as_version=4)
             injected = next(c.source for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", []))
             assert f"weight_decay = {p.weight_decay}" in injected and f"seed = {p.seed}" in injected
             assert f"run {p.run_id()}" in "".join(
@@ -81,16 +84,16 @@ def test_a_notebook_is_executed_again_for_other_parameters_or_inputs_alone(tmp_p
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_a_terminal_that_is_not_utf_8_shows_the_report_to_its_end(report, experiment, encoding):
-    command = [sys.executable, "-m", "fairlm_utils.reproduce", str(experiment)]
+    command = [sys.executable, "-m", "fairlm_utils", "reproduce", str(experiment)]
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "90"}
-    done = subprocess.run(command, capture_output=True, env=environment, cwd=runs.PROJECT, check=False)
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=files.PROJECT, check=False)
     out = done.stdout.decode(encoding)
     assert done.returncode == 0 and f"report: {report.resolve()}" in out, done.stderr.decode(encoding)[-2000:]
     assert "little change of the balanced training loss up to lambda = 0.1" in out
 
 
 def test_claims_are_printed_a_paragraph_each_within_the_terminal(report, experiment, monkeypatch):
-    table = reproduce._tables(runs.load_results(report.parents[1]))["Claims"]
+    table = reproduce._tables(load_results(report.parents[1]))["Claims"]
     for columns in (60, 100):
         monkeypatch.setenv("COLUMNS", str(columns))
         lines = reproduce._for_terminal("Claims", table).splitlines()
@@ -107,7 +110,7 @@ def test_a_corpus_that_changes_between_two_calls_is_named_before_anything_runs(
     lines = Path(known["corpus"]).read_text(encoding="utf-8").splitlines()
     (tmp_path / "corpus.jsonl").write_text("\n".join(lines[5:]), encoding="utf-8")
     overrides = [("runs_dir", str(tmp_path / "runs")), ("corpus_path", str(tmp_path / "corpus.jsonl"))]
-    with pytest.raises(runs.RunError, match="was made from another text"):
+    with pytest.raises(files.RunError, match="was made from another text"):
         reproduce.reproduce(experiment, overrides=overrides)
 
 
@@ -116,7 +119,7 @@ def _one_cell(folder, source, monkeypatch):
     (folder / "notebooks").mkdir()
     cells = [nbformat.v4.new_code_cell(source)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "notebooks" / "01_tokenization.ipynb")
-    monkeypatch.setattr(runs, "PROJECT", folder)
+    monkeypatch.setattr(files, "PROJECT", folder)
 
 
 @pytest.mark.parametrize("failing", [False, True], ids=["slow", "failing"])
@@ -141,7 +144,7 @@ def test_results_are_written_for_committing(report, experiment, tmp_path):
     reproduce.reproduce(experiment, save_results=str(tmp_path / "r"))
     provenance = json.loads((tmp_path / "r" / "experiment.json").read_text())["provenance"]
     assert provenance["n_runs"] == 4 and "make results" in provenance["command"]
-    assert len(runs.load_results(tmp_path / "r").totals) == 8
+    assert len(load_results(tmp_path / "r").totals) == 8
 
 
 def test_a_failed_run_is_reported_with_its_log_and_the_others_finish(miniature, monkeypatch, capsys):
@@ -149,9 +152,9 @@ def test_a_failed_run_is_reported_with_its_log_and_the_others_finish(miniature, 
         miniature(experiment="fails", steps=2, window_steps=2),
         miniature(experiment="fails", steps=2, window_steps=2, seed=1),
     )
-    directory = runs.claim(bad)
-    known = runs.read_json(directory / "params.json")
-    runs.write_json(directory / "params.json", {**known, "adam_beta1": 0.5})  # as if another run had been there
+    directory = identity.claim(bad)
+    known = files.read_json(directory / "params.json")
+    files.write_json(directory / "params.json", {**known, "adam_beta1": 0.5})  # as if another run had been there
     outcomes = {o.run_id: o for o in sweep.sweep([good, bad], retries=0)}
     assert outcomes[good.run_id()].status == "finished"
     failed = outcomes[bad.run_id()]
@@ -171,7 +174,7 @@ def test_a_run_has_the_same_bits_whatever_its_process_made_before(miniature, tmp
         assert [o.status for o in sweep.sweep(points, n_workers=1)] == ["finished"] * 2
     for p in (first, second):
         forth, back = (
-            runs.digests(tmp_path / folder / p.experiment / p.run_id(), runs.RESULT_FILES)
+            files.digests(tmp_path / folder / p.experiment / p.run_id(), files.RESULT_FILES)
             for folder in ("forth", "back")
         )
         assert forth == back and len(forth) >= 10
@@ -180,7 +183,7 @@ def test_a_run_has_the_same_bits_whatever_its_process_made_before(miniature, tmp
 def test_the_memory_of_a_process_does_not_grow_with_its_runs(miniature, tmp_path):
     points = [miniature(experiment="memory", runs_dir=str(tmp_path), steps=4, window_steps=2, seed=i) for i in range(6)]
     sweep.sweep(points, n_workers=1)
-    peaks = [runs.read_json(runs.run_dir(p) / "provenance.json")["peak_memory_mb"] for p in points]
+    peaks = [files.read_json(identity.run_dir(p) / "provenance.json")["peak_memory_mb"] for p in points]
     assert peaks == sorted(peaks) and peaks[-1] - peaks[1] < 15, peaks
 
 
@@ -188,8 +191,10 @@ def _at_work(p, parent, seconds=300) -> psutil.Process:
     """The process that trains the run of `p` for the sweep of the process `parent`, once it has a checkpoint."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if list((runs.run_dir(p) / "checkpoints").glob("*/complete.json")):
-            (worker,) = [c for c in psutil.Process(parent).children() if "fairlm_utils.sweep" in " ".join(c.cmdline())]
+        if list((identity.run_dir(p) / "checkpoints").glob("*/complete.json")):
+            (worker,) = [
+                c for c in psutil.Process(parent).children() if "fairlm_utils.experiment.sweep" in " ".join(c.cmdline())
+            ]
             return worker
         time.sleep(0.02)
     pytest.fail("no run was trained")
@@ -225,9 +230,9 @@ def test_a_sweep_that_ends_early_leaves_no_process_behind(miniature, tmp_path, h
     path.write_text(yaml.safe_dump({k: v for k, v in known.model_dump().items() if k != "variant"}))
     # as in a terminal: what a shell's `&` starts ignores the signal
     as_in_a_terminal = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{as_in_a_terminal}; import sys; from fairlm_utils.sweep import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, str(path), "--workers", "1"]
-    started = subprocess.Popen(command, cwd=runs.PROJECT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    code = f"{as_in_a_terminal}; import sys; from fairlm_utils.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "sweep", str(path), "--workers", "1"]
+    started = subprocess.Popen(command, cwd=files.PROJECT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     worker = _at_work(known, started.pid)
     os.killpg(started.pid, how)  # as a terminal does for Ctrl-C
     said = started.communicate(timeout=20)[1]
@@ -235,7 +240,7 @@ def test_a_sweep_that_ends_early_leaves_no_process_behind(miniature, tmp_path, h
     assert not worker.is_running()
     if how == signal.SIGINT:
         assert started.returncode == 130 and "interrupted" in said and "Traceback" not in said
-    assert list((runs.run_dir(known) / "checkpoints").glob("*/complete.json"))
+    assert list((identity.run_dir(known) / "checkpoints").glob("*/complete.json"))
 
 
 def test_bad_files_end_in_one_clear_error_before_anything_runs(tmp_path, capsys, monkeypatch):
@@ -248,9 +253,9 @@ def test_bad_files_end_in_one_clear_error_before_anything_runs(tmp_path, capsys,
         ("context: 100000", "longer than"),
     ):
         path.write_text(text)
-        assert reproduce.main([str(path)]) == 2
+        assert main(["reproduce", str(path)]) == 2
         assert said in capsys.readouterr().err
-    assert sweep.main([str(tmp_path / "nowhere.yaml")]) == 2
+    assert main(["sweep", str(tmp_path / "nowhere.yaml")]) == 2
 
 
 def test_outcomes_are_counted(capsys):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fairlm_utils import theory
+from fairlm_utils.analysis import theory
 
 COUNTS = np.array([100, 50, 20, 10, 4, 1])
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from fairlm_utils import token_loss
-from fairlm_utils.callback import loss_by_frequency
-from fairlm_utils.models import build_model
-from fairlm_utils.token_loss import (
-    IGNORE_INDEX,
+from fairlm_utils.frequency import IGNORE_INDEX
+from fairlm_utils.lm import token_loss
+from fairlm_utils.lm.callback import loss_by_frequency
+from fairlm_utils.lm.models import build_model
+from fairlm_utils.lm.token_loss import (
     Objective,
     TokenSums,
     prediction_statistics,

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import GemmaConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from fairlm_utils import tokenization
+from fairlm_utils import frequency
+from fairlm_utils.frequency import coverage, target_counts, token_counts
+from fairlm_utils.lm import tokenization
+from fairlm_utils.lm.tokenization import SPECIAL_TOKENS, blocks, encode, train_bpe
 from fairlm_utils.params import ParameterError
-from fairlm_utils.tokenization import SPECIAL_TOKENS, blocks, coverage, encode, target_counts, token_counts, train_bpe
 
 TEXTS = ["the cat sat on the mat", "the dog sat", "  a\tlog,  and a ﬁne naïve café\n"] * 5
 
@@ -105,12 +107,12 @@ def test_target_counts_leave_out_first_positions_and_padding():
 
 def test_coverage_and_the_types_to_cover_agree():
     counts = np.random.default_rng(0).zipf(1.5, 500)
-    n = tokenization.types_to_cover(counts, 0.95)
+    n = frequency.types_to_cover(counts, 0.95)
     assert coverage(counts, [n / 500])[0] >= 0.95 > coverage(counts, [(n - 1) / 500])[0]
 
 
 def test_rank_frequency_falls_and_ends_at_the_rarest():
-    curve = tokenization.rank_frequency(token_counts(np.array([1, 1, 1, 2, 3, 3]), 6))
+    curve = frequency.rank_frequency(token_counts(np.array([1, 1, 1, 2, 3, 3]), 6))
     assert curve["count"].tolist() == [3, 2, 1] and curve["rank"].tolist() == [1, 2, 3]
 
 
@@ -171,7 +173,7 @@ def test_a_cache_hit_reads_no_data_set_library(miniature):
     p = miniature()
     tokenization.tokenize_corpus(p)
     code = (
-        "import json, sys; from fairlm_utils import params, tokenization as t; "
+        "import json, sys; from fairlm_utils import params; from fairlm_utils.lm import tokenization as t; "
         "t.tokenize_corpus(params.EvaluationParams.check(json.loads(sys.argv[1]))); assert 'datasets' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, p.model_dump_json()], check=True)
@@ -186,7 +188,7 @@ def test_low_frequency_shares_are_of_the_types_that_occur(miniature):
     )
     seen = counts[counts > 0]
     assert len(seen) < len(counts)  # most bytes never occur
-    assert shares["low_frequency"].iloc[-1] == pytest.approx(1 - tokenization.types_to_cover(seen, 0.95) / len(seen))
+    assert shares["low_frequency"].iloc[-1] == pytest.approx(1 - frequency.types_to_cover(seen, 0.95) / len(seen))
 
 
 def test_low_frequency_shares(miniature):

@@ -22,8 +22,12 @@ import torch
 import vl_convert
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fairlm_utils import audit, charts, corpora, evaluation, models, params, report, runs, sweep, tokenization, training
-from fairlm_utils.corpora import CorpusError, load_corpus
+from fairlm_utils import files, identity, params
+from fairlm_utils.__main__ import main
+from fairlm_utils.analysis import charts
+from fairlm_utils.experiment import audit, report, runs, sweep
+from fairlm_utils.lm import corpora, evaluation, models, tokenization, training
+from fairlm_utils.lm.corpora import CorpusError, load_corpus
 from fairlm_utils.params import AuditParams, CorpusParams, EvaluationParams, ParameterError, TokenizationParams
 from tests.chromium import browser, needs_browser  # noqa: F401 (a fixture)
 
@@ -90,9 +94,9 @@ def a_kernel_of_the_hub(folder, witness):
 )
 def test_a_model_that_is_not_plain_safetensors_is_refused_without_running_it(folder, witness, corpus_file, spoil):
     spoil(folder, witness)
-    with pytest.raises(runs.RunError, match=r"cannot be read.*pickles are not read, and code .* is never run"):
+    with pytest.raises(files.RunError, match=r"cannot be read.*pickles are not read, and code .* is never run"):
         evaluation.load_model(folder, 300)
-    with pytest.raises(runs.RunError, match="cannot be read"):
+    with pytest.raises(files.RunError, match="cannot be read"):
         audited(folder, corpus_file)
 
 
@@ -124,7 +128,7 @@ def test_code_of_a_model_folder_never_runs(remote, witness, corpus_file):
             models.model_config(str(name), 300, 16)
     with pytest.raises(ParameterError, match="never run"):
         tokenization.load_tokenizer(str(remote))
-    with pytest.raises(runs.RunError, match="never run"):
+    with pytest.raises(files.RunError, match="never run"):
         evaluation.load_model(remote, 300)
     with pytest.raises(ParameterError, match="never run"):
         audited(remote, corpus_file)
@@ -172,9 +176,9 @@ def test_a_model_whose_training_needs_more_memory_than_there_is_is_refused_befor
     n_parameters = models.build_model(p.model, 305, p.context, 0).num_parameters()
     for module in (models, training):
         monkeypatch.setattr(module, "physical_memory", lambda: 8 * n_parameters)
-    with pytest.raises(runs.RunError, match="choose a smaller model"):
-        training.train(p)
-    assert not (runs.run_dir(p) / "checkpoints").exists()
+    with pytest.raises(files.RunError, match="choose a smaller model"):
+        runs.train(p)
+    assert not (identity.run_dir(p) / "checkpoints").exists()
 
 
 def test_code_in_a_data_set_never_runs(tmp_path, witness):
@@ -204,24 +208,26 @@ def test_an_experiment_name_that_is_a_path_is_refused(name):
 @pytest.mark.parametrize("name", ["../../x", "/etc", "..", ".", "/", "a\\..\\b", "x/../../../y.json", "a\0b"])
 def test_names_of_models_corpora_and_variants_stay_one_folder_below_theirs(tmp_path, name):
     p = EvaluationParams.check({"model": name, "corpus": name, "variant": name, "runs_dir": str(tmp_path)})
-    assert len(runs.run_dir(p.model_copy(update={"model": name.replace("\0", "")})).relative_to(tmp_path).parts) == 2
+    assert (
+        len(identity.run_dir(p.model_copy(update={"model": name.replace("\0", "")})).relative_to(tmp_path).parts) == 2
+    )
     assert (
         tokenization.cache_dir(p.model_copy(update={"corpus": "x" + name.replace("\0", "")})).parent
         == tmp_path / "tokenized"
     )
     (point,) = params.expand({"runs_dir": str(tmp_path), "variants": {name: {}}})
-    assert runs.run_dir(point).parent == tmp_path / "quick" and "/" not in point.run_id()
+    assert identity.run_dir(point).parent == tmp_path / "quick" and "/" not in point.run_id()
 
 
 @pytest.mark.parametrize("level", ["experiment", "run"])
 def test_a_linked_run_folder_is_refused_and_nothing_is_written_through_it(miniature, tmp_path, level):
     p = miniature(runs_dir=str(tmp_path / "runs"), experiment="linked")
-    target, link = tmp_path / "elsewhere", runs.run_dir(p) if level == "run" else runs.run_dir(p).parent
+    target, link = tmp_path / "elsewhere", identity.run_dir(p) if level == "run" else identity.run_dir(p).parent
     target.mkdir()
     link.parent.mkdir(parents=True)
     link.symlink_to(target)
-    for make in (training.train, evaluation.evaluate):
-        with pytest.raises(runs.RunError, match="link out of runs_dir"):
+    for make in (runs.train, runs.evaluate):
+        with pytest.raises(files.RunError, match="link out of runs_dir"):
             make(p)
     assert not list(target.iterdir())
 
@@ -232,10 +238,10 @@ def test_a_link_within_a_run_folder_is_refused_and_nothing_is_written_through_it
     p = miniature(runs_dir=str(tmp_path / "runs"), experiment="linked")
     target = tmp_path / "elsewhere"
     target.write_text("mine") if name == ".lock" else target.mkdir()
-    runs.run_dir(p).mkdir(parents=True)
-    (runs.run_dir(p) / name).symlink_to(target)
-    for make in (training.train, evaluation.evaluate):
-        with pytest.raises(runs.RunError, match=f"{name}: is a link to .*elsewhere"):
+    identity.run_dir(p).mkdir(parents=True)
+    (identity.run_dir(p) / name).symlink_to(target)
+    for make in (runs.train, runs.evaluate):
+        with pytest.raises(files.RunError, match=f"{name}: is a link to .*elsewhere"):
             make(p)
     assert target.read_text() == "mine" if name == ".lock" else not list(target.iterdir())
 
@@ -245,8 +251,8 @@ def test_a_sweep_writes_through_no_link(miniature, tmp_path, name):
     p = miniature(runs_dir=str(tmp_path / "runs"), experiment="linked")
     target = tmp_path / "elsewhere"
     target.mkdir() if name == ".sweep" else target.write_text("mine")
-    runs.run_dir(p).mkdir(parents=True)
-    (runs.run_dir(p) / name).symlink_to(target)
+    identity.run_dir(p).mkdir(parents=True)
+    (identity.run_dir(p) / name).symlink_to(target)
     (outcome,) = sweep.sweep([p])
     assert outcome.status == "failed" and f"{name}: is a link" in outcome.error
     assert not list(target.iterdir()) if name == ".sweep" else target.read_text() == "mine"
@@ -259,7 +265,7 @@ def test_a_linked_tokenizer_cache_is_refused(miniature, tmp_path, whole):
     link = tokenization.cache_dir(p).parent if whole else tokenization.cache_dir(p)
     link.parent.mkdir(parents=True)
     link.symlink_to(target)
-    with pytest.raises(runs.RunError, match="link out of runs_dir"):
+    with pytest.raises(files.RunError, match="link out of runs_dir"):
         tokenization.tokenize_corpus(p)
     assert not list(target.iterdir())
 
@@ -267,7 +273,7 @@ def test_a_linked_tokenizer_cache_is_refused(miniature, tmp_path, whole):
 def test_runs_dir_itself_may_be_a_link_to_a_larger_disk(miniature, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "runs").symlink_to(tmp_path / "disk")
-    assert runs.run_dir(miniature(runs_dir=str(tmp_path / "runs"))).parts[-3] == "runs"
+    assert identity.run_dir(miniature(runs_dir=str(tmp_path / "runs"))).parts[-3] == "runs"
 
 
 def test_a_model_config_names_no_place_to_write(miniature, folder, tmp_path):
@@ -275,7 +281,7 @@ def test_a_model_config_names_no_place_to_write(miniature, folder, tmp_path):
     path = folder / "other.json"
     path.write_text(json.dumps({**config, "_name_or_path": "../../escaped", "name_or_path": "/escaped"}))
     p = miniature(runs_dir=str(tmp_path / "a" / "b" / "runs"), model=str(path), steps=2, window_steps=2)
-    training.train(p)
+    runs.train(p)
     assert {f.relative_to(tmp_path).parts[0] for f in tmp_path.rglob("*") if f.is_file()} <= {"a", "model"}
     assert not list((tmp_path / "a").rglob("*escaped*"))
 
@@ -492,7 +498,7 @@ def test_an_override_is_read_as_carefully_as_a_file(corpus_file, capsys):
     for value in ("[", "&a [*a]", "{1: 2}"):
         with pytest.raises(ParameterError, match="-p seed"):
             params.read("params/quick.yaml", [("seed", value)])
-        assert audit.main(["gpt2", str(corpus_file), "-p", "context", value]) == 2
+        assert main(["audit", "gpt2", str(corpus_file), "-p", "context", value]) == 2
         assert "-p context" in capsys.readouterr().err
 
 

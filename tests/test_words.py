@@ -4,9 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairlm_utils import evaluation, runs, words
+from fairlm_utils import files
+from fairlm_utils.analysis.results import SOME_TABLES, load_results, write_results
+from fairlm_utils.experiment import runs
+from fairlm_utils.lm import words
+from fairlm_utils.lm.tokenization import TokenizedCorpus, encode, train_bpe
 from fairlm_utils.params import ParameterError
-from fairlm_utils.tokenization import TokenizedCorpus, encode, train_bpe
 
 TRAIN, HELDOUT = ["aa bb aa", "aa cc", "dd dd"], ["aa dd", "xx bb"]
 
@@ -40,23 +43,23 @@ def test_ids_that_do_not_give_the_text_back_are_a_clear_error(corpus):
         corpus.tokenizer, corpus.train, corpus.heldout[::-1].copy(), corpus.train_starts, corpus.heldout_starts, {}
     )
     broken.heldout[2] = 200  # half a character
-    with pytest.raises(runs.RunError, match="by_word: the tokenizer does not give the text back"):
+    with pytest.raises(files.RunError, match="by_word: the tokenizer does not give the text back"):
         words.by_frequency(broken, "held-out", np.ones((2, 6), dtype=np.float32), 15)
 
 
 def test_a_run_has_losses_by_word_where_they_were_asked_for_and_committed_tables_keep_them(miniature, tmp_path):
     p = miniature(experiment="words", steps=2, window_steps=2, by_word=True)
     assert p.run_id() == miniature(experiment="words", steps=2, window_steps=2).run_id()
-    folder = evaluation.evaluate(p).parent
-    found = runs.load_results(folder)
+    folder = runs.evaluate(p).parent
+    found = load_results(folder)
     held = found.words[found.words["split"] == "held-out"]
-    assert list(found.words.columns) == runs.SOME_TABLES["words"] and (held["loss"] > 0).all()
+    assert list(found.words.columns) == SOME_TABLES["words"] and (held["loss"] > 0).all()
     tokens = found.totals.set_index("split").loc["held-out", "n_tokens"]
     assert 8 < held["n_occurrences"].sum() < tokens  # of at most 16 tokens a block
-    runs.write_results(found, tmp_path / "r", "make results")
-    pd.testing.assert_frame_equal(runs.load_results(tmp_path / "r").words, found.words, rtol=1e-6)
-    evaluation.evaluate(miniature(experiment="wordless", steps=2, window_steps=2))
-    assert runs.load_results(folder.parent / "wordless").words is None
+    write_results(found, tmp_path / "r", "make results")
+    pd.testing.assert_frame_equal(load_results(tmp_path / "r").words, found.words, rtol=1e-6)
+    runs.evaluate(miniature(experiment="wordless", steps=2, window_steps=2))
+    assert load_results(folder.parent / "wordless").words is None
 
 
 @pytest.mark.parametrize("values", [{"packing": False}, {"pre_tokenizer": "whitespace-punctuation"}])

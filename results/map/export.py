@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from fairlm_utils import charts, forgone, runs
+from fairlm_utils import files
+from fairlm_utils.analysis import charts, forgone
+from fairlm_utils.analysis.results import TABLES, load_results, write_results
 
-FOLDER = runs.PROJECT / "results" / "map"
+FOLDER = files.PROJECT / "results" / "map"
 #: Experiments on the map, and the cell that all runs of an experiment without cells of its own are in.
 EXPERIMENTS = {"map": "", "widths": "100k targets, 10 epochs, "}
 #: The setting of the lowest held-out loss of all, of which all tables are kept.
@@ -20,26 +22,26 @@ BEST = "400k targets, 10 epochs, lr 0.004"
 
 def export(runs_dir: Path) -> None:
     """map.csv, one row per run and text; gains.csv, one per cell and bin; tables of the best setting; the picture."""
-    runs.enter_project()
-    results = {name: runs.load_results(runs_dir / name) for name in EXPERIMENTS}
+    files.enter_project()
+    results = {name: load_results(runs_dir / name) for name in EXPERIMENTS}
     tables = [
         forgone.table(r).assign(variant=lambda t, cell=EXPERIMENTS[n]: cell + t["variant"]) for n, r in results.items()
     ]
     own = results["map"].params["variants"][BEST]
-    kept = {t: getattr(results["map"], t).query("variant == @BEST").drop(columns="variant") for t in runs.TABLES}
+    kept = {t: getattr(results["map"], t).query("variant == @BEST").drop(columns="variant") for t in TABLES}
     known = {**results["map"].params, **own}
     known.pop("variants")
     best = replace(results["map"], **kept, tokens=None, params=known)
-    runs.write_results(best, FOLDER, "python results/map/export.py")
-    runs.write_table(FOLDER / "map.csv", pd.concat(tables, ignore_index=True))
-    runs.write_table(FOLDER / "gains.csv", forgone.gains(results["map"], forgone.read(FOLDER / "map.csv")))
-    experiment = runs.read_json(FOLDER / "experiment.json")
-    runs.write_json(FOLDER / "experiment.json", {**experiment, "sha256": runs.digests(FOLDER, ["*.csv"])})
+    write_results(best, FOLDER, "python results/map/export.py")
+    files.write_table(FOLDER / "map.csv", pd.concat(tables, ignore_index=True))
+    files.write_table(FOLDER / "gains.csv", forgone.gains(results["map"], forgone.read(FOLDER / "map.csv")))
+    experiment = files.read_json(FOLDER / "experiment.json")
+    files.write_json(FOLDER / "experiment.json", {**experiment, "sha256": files.digests(FOLDER, ["*.csv"])})
     seeds = forgone.by_seed(forgone.read(FOLDER / "map.csv"))
     picture, *_ = charts.png(charts.regime_map(*forgone.rare_on_map(seeds)))
-    with runs.atomic_path(FOLDER / "map.png") as temporary:
+    with files.atomic_path(FOLDER / "map.png") as temporary:
         temporary.write_bytes(picture)
 
 
 if __name__ == "__main__":
-    export(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else runs.PROJECT / "runs")
+    export(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else files.PROJECT / "runs")

@@ -15,14 +15,13 @@ import pandas as pd
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fairlm_utils.corpora import load_corpus
-from fairlm_utils.floor import memoriser_sums
-from fairlm_utils.metrics import count_histogram
+from fairlm_utils.analysis.scale import count_ratio
+from fairlm_utils.files import write_table
+from fairlm_utils.frequency import IGNORE_INDEX, count_histogram
+from fairlm_utils.lm.corpora import load_corpus
+from fairlm_utils.lm.floor import memoriser_sums
+from fairlm_utils.lm.tokenization import SPECIAL_TOKENS, as_text, blocks, encode, n_ids, train_bpe, truncated
 from fairlm_utils.params import CorpusParams
-from fairlm_utils.runs import write_table
-from fairlm_utils.scale import count_ratio
-from fairlm_utils.token_loss import IGNORE_INDEX
-from fairlm_utils.tokenization import SPECIAL_TOKENS, as_text, blocks, encode, n_ids, train_bpe, truncated
 
 FOLDER = Path(__file__).parent
 N_TYPES = 32000

@@ -3,9 +3,10 @@
 import datetime
 from pathlib import Path
 
-from fairlm_utils import charts, ladder, layout, scale
+from fairlm_utils.analysis import charts, ladder, layout, scale
+from fairlm_utils.analysis.results import load_results
+from fairlm_utils.files import PROJECT, atomic_path, enter_project, write_table
 from fairlm_utils.params import ScaleParams
-from fairlm_utils.runs import PROJECT, atomic_path, enter_project, load_results, write_table
 
 FOLDER = PROJECT / "results" / "scale"
 

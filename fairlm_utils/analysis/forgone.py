@@ -1,0 +1,271 @@
+"""What types of each frequency forgo at the λ that the average held-out loss chooses: a map over amounts of text and epochs.
+
+Read from one wide table, a row a run and text (`table`): variant "CELL, lr RATE", and the loss of each group of types.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fairlm_utils.analysis import comparisons, scale
+from fairlm_utils.analysis.results import Results, read_csv
+
+#: Columns of the table before those of the bins, losses in nats: `low` and `high` are means over types of each class.
+COLUMNS = ("model", "variant", "weight_decay", "seed", "split", "unigram", "average", "balanced", "low", "high")
+#: A model of use lies below the unigram by this on held-out text, in nats: less is noise of what frequency alone predicts.
+USEFUL = 0.3
+
+
+def table(results: Results) -> pd.DataFrame:
+    """The losses of every run of an experiment on the map, COLUMNS and one column per bin of the training count."""
+    key = ["model", "variant", "weight_decay", "seed", "split"]
+    names = {"average_unigram": "unigram", "average_loss": "average", "token_balanced_loss": "balanced"}
+    totals = results.totals.rename(columns=names)[[*key, *names.values()]]
+    classes = results.classes.pivot(index=key, columns="frequency_class", values="loss")[["low", "high"]]
+    bins = results.bins.pivot(index=key, columns="bin", values="loss")
+    bins = bins[results.bins.sort_values("bin_low")["bin"].unique()]
+    return totals.join(classes, on=key).join(bins, on=key).round(4)
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """The table as it is committed, with columns cell and learning_rate from the variant. Raises RunError."""
+    found = read_csv(Path(path), list(COLUMNS))
+    named = comparisons.split_rate(found["variant"]).rename(columns={"name": "cell"})
+    return found.drop(columns="variant").join(named)
+
+
+def bins_of(frame: pd.DataFrame) -> list[str]:
+    """The columns of the bins, rarest first."""
+    return [c for c in frame.columns if c not in (*COLUMNS, "cell", "learning_rate")]
+
+
+def choices(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
+    """Learning rate and λ of each model and cell, by the mean held-out average loss over seeds.
+
+    The rate is the best at λ = 0, and λ the best at that rate; `jointly`, the pair that is best of all. Columns:
+    model, cell, base_rate (the best at λ = 0), base (its loss), learning_rate, weight_decay, average, unigram (nats), and
+    useful: whether the model chosen lies USEFUL below the unigram.
+    """
+    held = frame[frame["split"] == "held-out"]
+    setting = ["model", "cell", "learning_rate", "weight_decay"]
+    means = held.groupby(setting, sort=False)[["average", "unigram"]].mean().reset_index()
+    rows = []
+    for (model, cell), own in means.groupby(["model", "cell"], sort=False):
+        base = own[own["weight_decay"] == 0].sort_values("average", kind="stable").iloc[0]
+        among = own if jointly else own[own["learning_rate"] == base["learning_rate"]]
+        best = among.sort_values(["average", "weight_decay"], kind="stable").iloc[0]
+        rows.append(
+            {
+                "model": model,
+                "cell": cell,
+                "base_rate": base["learning_rate"],
+                "base": base["average"],
+                **best[["learning_rate", "weight_decay", "average", "unigram"]],
+                "useful": best["average"] < best["unigram"] - USEFUL,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
+    """Per model, cell, text, group of types and seed, at what the held-out average chooses, see `choices` (columns kept).
+
+    `change` is the loss less that of λ = 0 at the rate best there: below 0 the group gains. `forgone` is the loss less that
+    at the λ (`jointly`, rate and λ) that is best for the group on the same text (nats). A seed's own loss takes no part in
+    that choice, which the other seeds make: else the best of several would look better than it is, and nothing could be
+    forgone less than 0. `own_weight_decay` is the group's choice by all seeds.
+    """
+    rows = []
+    for choice in choices(frame, jointly).to_dict("records"):
+        cell = frame[(frame["model"] == choice["model"]) & (frame["cell"] == choice["cell"])]
+        for split, of_split in cell.groupby("split", sort=False):
+            losses_of = of_split.set_index(["learning_rate", "weight_decay", "seed"])
+            candidates = losses_of if jointly else losses_of.loc[[choice["base_rate"]]]
+            for group in ("average", "balanced", "low", "high", *bins_of(frame)):
+                losses = candidates[group].unstack("seed").dropna()
+                chosen = losses_of.loc[(choice["learning_rate"], choice["weight_decay"]), group]
+                base = losses_of.loc[(choice["base_rate"], 0.0), group]
+                if losses.empty or chosen.isna().any() or base.isna().any():
+                    continue
+                own_weight_decay = losses.mean(axis=1).idxmin()[1]
+                alone = losses.shape[1] == 1
+                others = losses if alone else losses.mul(-1).add(losses.sum(axis=1), axis=0)
+                for seed, loss in chosen.items():
+                    rows.append(
+                        {
+                            **choice,
+                            "split": split,
+                            "group": group,
+                            "seed": seed,
+                            "own_weight_decay": own_weight_decay,
+                            "change": loss - base[seed],
+                            "forgone": loss - losses.loc[others[seed].idxmin(), seed],
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def forgone(seeds: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Means of `change` and `forgone` of `by_seed` over seeds, with Student t intervals (change_low, ...) and n_seeds."""
+    keys = [c for c in seeds.columns if c not in ("seed", "change", "forgone")]
+    rows = []
+    for key, own in seeds.groupby(keys, sort=False):
+        row = dict(zip(keys, key, strict=True))
+        for name in ("change", "forgone"):
+            mean, low, high = scale.mean_and_interval(own[name], confidence)
+            row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+        rows.append({**row, "n_seeds": len(own)})
+    return pd.DataFrame(rows)
+
+
+def size_and_epochs(cell: pd.Series) -> pd.DataFrame:
+    """Columns targets and epochs of cells "TARGETS targets, EPOCHS epochs", as categories in their order."""
+    found = cell.str.extract(r"^(?P<targets>\S+) targets, (?P<epochs>\d+) epochs?$")
+    size = {t: float(t.rstrip("kM")) * {"k": 1e3, "M": 1e6}.get(t[-1], 1.0) for t in found["targets"].unique()}
+    targets = pd.Categorical(found["targets"], sorted(size, key=size.__getitem__), ordered=True)
+    return pd.DataFrame({"targets": targets, "epochs": found["epochs"].astype(int)}, index=cell.index)
+
+
+def of_map(frame: pd.DataFrame, model: str = "qwen2-tiny") -> pd.DataFrame:
+    """The rows of the map's own model, those of other widths and architectures left out."""
+    return frame[frame["model"] == model]
+
+
+def rare_on_map(seeds: pd.DataFrame, confidence: float = 0.95) -> tuple[pd.DataFrame, str, str, str, str]:
+    """What `charts.regime_map` takes to show what low-frequency types forgo on both texts, titled by what is found."""
+    cells = forgone(of_map(seeds), confidence).query("group == 'low'")
+    cells = cells.join(size_and_epochs(cells["cell"])).assign(text=cells["split"] + " text").sort_values("split")
+    most = cells[cells["useful"]].groupby("split")["forgone"].max()
+    title = f"Rare types forgo at most {most['held-out']:.2f} nats of held-out loss, and {most['training']:.2f} of training loss"
+    said = (
+        "Low-frequency types, at the λ of the best held-out average against the λ best for them. Grey: no model of use"
+    )
+    return cells, "forgone", "text", title, said
+
+
+def gains_on_map(together: pd.DataFrame, confidence: float = 0.95) -> tuple[pd.DataFrame, str, str, str, str]:
+    """What `charts.regime_map` takes to show what decay changes for either class when the rate is chosen with it."""
+    cells = forgone(of_map(together), confidence).query("split == 'held-out' and group in ['low', 'high']")
+    cells = cells.join(size_and_epochs(cells["cell"])).assign(types=cells["group"] + "-frequency types")
+    mean = cells[cells["useful"]].groupby("group")["change"].mean()
+    title = f"Decay changes the held-out loss of rare types by {mean['low']:+.2f} nats, of frequent ones by {mean['high']:+.2f}"
+    said = (
+        "Rate and λ chosen together, against the best rate without decay; means over the cells. Grey: no model of use"
+    )
+    return cells.sort_values("types", ascending=False), "change", "types", title, said
+
+
+def say(seeds: pd.DataFrame, together: pd.DataFrame, confidence: float = 0.95) -> list[str]:
+    """What the map says, in sentences: `seeds` of `by_seed` with λ chosen alone, `together` with the rate.
+
+    The bound is simultaneous over the cells (Bonferroni), for the largest of several is read.
+    """
+    seeds, together = of_map(seeds), of_map(together)
+    useful, many = seeds[seeds["useful"]], together[together["useful"]]
+    n, n_cells = useful["cell"].nunique(), seeds["cell"].nunique()
+    at_once = forgone(useful, 1 - (1 - confidence) / n)
+    held, train = (at_once[(at_once["split"] == s) & (at_once["group"] == "low")] for s in ("held-out", "training"))
+    most, cost = held.loc[held["forgone"].idxmax()], train.loc[train["change"].idxmax()]
+    there = held.loc[held["cell"] == cost["cell"], "change"].iloc[0]
+    lines = [
+        f"Of {n_cells} pairs of text size and epochs {n} give a model of use ({USEFUL:g} nats below the unigram on held-out "
+        "text). There, at the λ that the held-out average chooses, low-frequency types forgo at most "
+        f"{most['forgone']:.3f} nats of held-out loss ({most['cell']}; simultaneous {confidence:.0%} bound "
+        f"{held['forgone_high'].max():.2f}) against the λ best for them.",
+        f"On training text the same λ costs them up to {cost['change']:.2f} nats [{cost['change_low']:.2f}, "
+        f"{cost['change_high']:.2f}] ({cost['cell']}), which is memorisation: on held-out text they "
+        f"{'gain' if there < 0 else 'lose'} {abs(there):.3f} there.",
+    ]
+    late = forgone(many[size_and_epochs(many["cell"])["epochs"] >= 10], confidence).query("split == 'held-out'")
+    low, high = (late[late["group"] == g]["change"].reset_index(drop=True) for g in ("low", "high"))
+    lines.append(
+        f"With rate and λ chosen together, from 10 epochs on ({len(low)} such pairs), decay changes the held-out loss of "
+        f"low-frequency types by {_range(low)} nats and that of high-frequency ones by {_range(high)}: the rare gain "
+        f"more in {(low < high).sum()} of {len(low)}."
+    )
+    useless = forgone(seeds[~seeds["useful"]], confidence).query("split == 'held-out' and group == 'low'")
+    if len(useless):
+        lines.append(
+            f"Where the model is of no use ({'; '.join(useless['cell'])}) low-frequency types forgo "
+            f"{_range(useless['forgone'])} nats: they would choose λ = {useless['own_weight_decay'].max():g}, the largest "
+            "tried, which leaves little of the model."
+        )
+    return lines
+
+
+def _range(values: pd.Series) -> str:
+    return f"{values.min():+.2f} to {values.max():+.2f}"
+
+
+def gains(results: Results, frame: pd.DataFrame) -> pd.DataFrame:
+    """Held-out gain over the unigram by bin, of the setting chosen in each cell with the rate, mean over seeds.
+
+    Columns cell, weight_decay, average_gain (over all tokens), bin, bin_low, n_types and gain (mean over the bin's types), nats.
+    """
+    chosen = of_map(choices(frame, jointly=True))
+    rate = chosen["learning_rate"].map("{:g}".format)
+    chosen = chosen.assign(variant=chosen["cell"] + ", lr " + rate, average_gain=chosen["unigram"] - chosen["average"])
+    kept = results.bins.query("split == 'held-out'").merge(
+        chosen[["cell", "variant", "weight_decay", "average_gain"]], on=["variant", "weight_decay"]
+    )
+    keys = ["cell", "weight_decay", "average_gain", "bin", "bin_low"]
+    table = kept.groupby(keys, sort=False)[["n_types", "gain"]].mean().reset_index()
+    return table.sort_values(["average_gain", "bin_low"], kind="stable", ignore_index=True).round(4)
+
+
+def say_place(table: pd.DataFrame, label: str, average_gain: float, share: float) -> str:
+    """Where a model lies on the map by its held-out gain over the unigram (nats), in one sentence.
+
+    `share` is its gain of low-frequency types over that of high-frequency ones, which says how far down the counts it learnt.
+    """
+    cells = table.drop_duplicates("cell")
+    nearest = cells.loc[(cells["average_gain"] - average_gain).abs().idxmin()]
+    place = (
+        "no model of use" if average_gain < USEFUL else f"most like {nearest['cell']} ({nearest['average_gain']:.2f})"
+    )
+    return (
+        f"{label} gains {average_gain:.2f} nats over the unigram on held-out text, {place}; its low-frequency types gain "
+        f"{share:.2f} times what its high-frequency ones do."
+    )
+
+
+#: Widths of the models whose cell is on the map, and of the paper's OpenELM-270M.
+WIDTHS, PAPER_WIDTH = {"qwen2-tiny": 128, "qwen2-tiny-wide": 256, "qwen2-tiny-wider": 512}, 1280
+
+
+def by_width(seeds: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Held-out change and forgone loss of low-frequency types against width: slope per doubling and value at PAPER_WIDTH.
+
+    One least-squares line per seed in log2 of the width, a row per quantity: slope and predicted (nats), each with its
+    Student t interval over seeds. Three widths of one depth: a line, whatever the truth is.
+    """
+    low = seeds[seeds["model"].isin(WIDTHS) & (seeds["split"] == "held-out") & (seeds["group"] == "low")]
+    low = low[low["cell"].isin(low[low["model"] != "qwen2-tiny"]["cell"])]
+    rows = []
+    for name in ("change", "forgone"):
+        lines = []
+        for _, own in low.groupby("seed"):
+            slope, at_0 = np.polyfit(np.log2(own["model"].map(WIDTHS).astype(float)), own[name], 1)
+            lines.append((slope, at_0 + slope * np.log2(PAPER_WIDTH)))
+        row: dict[str, object] = {"quantity": name}
+        for what, values in zip(("slope", "predicted"), zip(*lines, strict=True), strict=True):
+            mean, lower, upper = scale.mean_and_interval(pd.Series(values), confidence)
+            row |= {what: mean, f"{what}_low": lower, f"{what}_high": upper}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def say_width(lines: pd.DataFrame) -> str:
+    """What width does to the change of low-frequency types' held-out loss, in one sentence."""
+    row = lines.set_index("quantity").loc["change"]
+    beyond = np.log2(PAPER_WIDTH / max(WIDTHS.values()))
+    sign = "grows" if row["slope_high"] < 0 else "shrinks" if row["slope_low"] > 0 else "does not reliably change"
+    return (
+        f"What low-frequency types gain from λ on held-out text {sign} with width: {row['slope']:+.3f} nats of their loss "
+        f"per doubling [{row['slope_low']:+.3f}, {row['slope_high']:+.3f}]; at OpenELM-270M's width of {PAPER_WIDTH:,} the "
+        f"line says {row['predicted']:+.2f} [{row['predicted_low']:+.2f}, {row['predicted_high']:+.2f}], {beyond:.1f} doublings "
+        "beyond what was run, at rates of which the wider models had two."
+    )

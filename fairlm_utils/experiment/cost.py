@@ -1,0 +1,171 @@
+"""What an experiment costs before it is run: floating-point operations, memory and time of training.
+
+python -m fairlm_utils cost params/paper/openelm-270m-imdb.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+from transformers import PreTrainedConfig
+
+from fairlm_utils.analysis import scale
+from fairlm_utils.analysis.results import Results
+from fairlm_utils.lm import models
+from fairlm_utils.lm.models import meta_model, model_config
+from fairlm_utils.lm.tokenization import SPECIAL_TOKENS
+from fairlm_utils.lm.training import decay_sum
+from fairlm_utils.params import EvaluationParams, ParameterError, time_scale
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A device: dense bf16 rate in FLOP/s, memory in bytes, and the share of the rate that training is assumed to reach."""
+
+    flops: float
+    memory: float
+    utilisation: float
+
+
+#: Rates are the vendors' dense bf16 figures but H200's, which was measured on a large matrix product. The utilisation is
+#: an assumption for models of these sizes, to be replaced by a measurement. To add a device, add a line.
+HARDWARE = {
+    "V100-32GB": Hardware(125e12, 32e9, 0.30),  # the memory of the paper's cards; its rate is of half precision
+    "A100-80GB": Hardware(312e12, 80e9, 0.40),
+    "H100-80GB": Hardware(989e12, 80e9, 0.35),
+    "H200": Hardware(790e12, 141e9, 0.40),
+}
+
+
+def parameter_counts(config: PreTrainedConfig) -> tuple[int, int]:
+    """Parameters of a model, and those of them that multiply activations (all but norms, biases and look-ups), tied ones once."""
+    model = meta_model(config)
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() >= 2)
+    embedding = model.get_input_embeddings().weight
+    untied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is not embedding
+    return model.num_parameters(), matrices - (embedding.numel() if untied else 0)
+
+
+def attention_width(config: PreTrainedConfig) -> int:
+    """Sum over layers of query heads × head dimension: the width of attention's score and value products."""
+    heads = (
+        config.num_query_heads
+        if hasattr(config, "num_query_heads")
+        else [config.num_attention_heads] * config.num_hidden_layers
+    )
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return sum(heads) * width
+
+
+def flops_per_token(config: PreTrainedConfig, context: int) -> float:
+    """Floating-point operations of training on one token, forward and backward.
+
+    6 for each matrix parameter (2 forward, 4 backward; Kaplan et al., arXiv 2001.08361) and 6 × context × width for
+    the causal attention products, half of the full square.
+    """
+    return 6.0 * parameter_counts(config)[1] + 6.0 * context * attention_width(config)
+
+
+def peak_flops(device: str) -> float | None:
+    """Dense bf16 rate in FLOP/s of a device by the name that its driver gives it, None if it is not in `HARDWARE`.
+
+    >>> peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("AMD EPYC")
+    (989000000000000.0, None)
+    """
+    return next((known.flops for name, known in HARDWARE.items() if name.partition("-")[0] in device), None)
+
+
+def cost(p: EvaluationParams, hardware: str, n_runs: int = 1) -> dict[str, float]:
+    """FLOPs, memory in bytes and hours of `n_runs` runs of `p` on one device of `hardware`.
+
+    Memory is the optimiser's state plus the logits and their gradient of one batch, activations left out, so a lower
+    bound. Raises ParameterError for unknown hardware.
+    """
+    if hardware not in HARDWARE:
+        raise ParameterError(f"hardware: {hardware!r} is not one of {', '.join(HARDWARE)}")
+    device, vocab_size = HARDWARE[hardware], p.vocab_size + len(SPECIAL_TOKENS)
+    config = model_config(p.model, vocab_size, p.context)
+    tokens_per_step = p.batch_size * p.gradient_accumulation_steps * p.context
+    flops = flops_per_token(config, p.context) * tokens_per_step * p.steps
+    n_parameters, _ = parameter_counts(config)
+    logits = 2 * (2 if p.dtype == "bfloat16" else 4) * p.batch_size * p.context * vocab_size
+    return {
+        "parameters": n_parameters,
+        "tokens": tokens_per_step * p.steps,
+        "FLOPs a run": flops,
+        "memory, at least (GB)": (models.STATE_BYTES * n_parameters + logits) / 1e9,
+        "fits": (models.STATE_BYTES * n_parameters + logits) < device.memory,
+        "hours a run": flops / (device.flops * device.utilisation) / 3600,
+        "runs": n_runs,
+        "hours in all": n_runs * flops / (device.flops * device.utilisation) / 3600,
+    }
+
+
+def cost_table(points: Sequence[EvaluationParams]) -> pd.DataFrame:
+    """The cost of a grid on every known device, one row a device."""
+    return pd.DataFrame([{"hardware": name, **cost(points[0], name, len(points))} for name in HARDWARE])
+
+
+def decay_line(p: EvaluationParams) -> str:
+    """A line of what λ amounts to over the run, and of epochs and parameters per target where the file limits the blocks."""
+
+    unit, per_step = p.model_copy(update={"weight_decay": 1.0}), p.batch_size * p.gradient_accumulation_steps
+    line = f"λ Σ lr = {decay_sum(unit):.3g} λ; τ = 1/(lr λ) = {time_scale(unit, p.steps):,.0f}/λ steps at the peak rate"
+    if p.max_train_blocks:
+        epochs = p.steps * per_step / p.max_train_blocks
+        n_parameters, _ = parameter_counts(model_config(p.model, p.vocab_size + len(SPECIAL_TOKENS), p.context))
+        line += (
+            f" = {time_scale(unit, epochs):,.3g}/λ epochs; if the text fills {p.max_train_blocks:,} blocks: {epochs:,.3g} epochs, "
+            f"{n_parameters / (p.max_train_blocks * (p.context - 1)):,.3g} parameters per target"
+        )
+    return line
+
+
+def sheet(results: Results) -> pd.DataFrame:
+    """What sets an experiment beside others of any size, without dimension or in nats; a row a model, variant and λ.
+
+    - those of `regimes`;
+    - tokens_per_type: training targets / types with n_v ≥ 1; parameters_per_target;
+    - decay_sum: λ Σ lr over the steps, empty where decay is a term of the loss;
+    - slope, count_ratio: the fitted slope a of the loss that λ adds by count and R(a) on these counts, empty where no slope
+      can be fitted (`ratios`);
+    - heldout_minus_chance, heldout_minus_unigram: held-out average loss at this λ above log V and above the unigram; a
+      model above 0 is useless there.
+    """
+
+    keys = [k for k in scale.GROUP if k in results.totals]
+    rows = []
+    for key, group in results.totals.groupby(keys, sort=False):
+        named = dict(zip(keys, key, strict=True))
+        p = scale.params_of(results, named)
+        n_targets, vocabulary = int(group["n_train_tokens"].iloc[0]), round(np.exp(group["chance"].iloc[0]))
+        parameters, _ = parameter_counts(model_config(p.model, vocabulary, p.context))
+        heldout = group[group["split"] == "held-out"]
+        rows.append(
+            {
+                **named,
+                "tokens_per_type": n_targets / scale.counts_of(results, named.get("variant"))["n_types"].sum(),
+                "parameters_per_target": parameters / n_targets,
+                "decay_sum": decay_sum(p),
+                "heldout_minus_chance": (heldout["average_loss"] - heldout["chance"]).mean(),
+                "heldout_minus_unigram": (heldout["average_loss"] - heldout["average_unigram"]).mean(),
+            }
+        )
+    fits = scale.ratios(results)[[*keys, "slope", "predicted"]].rename(columns={"predicted": "count_ratio"})
+    return scale.regimes(results).merge(pd.DataFrame(rows), on=keys).merge(fits, on=keys, how="left")
+
+
+def report(name: str, points: Sequence[EvaluationParams]) -> str:
+    """What the runs of an experiment cost and how much they decay, as text: see `cost_table` and `decay_line`."""
+    table = cost_table(points).map(lambda v: f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if type(v) is int else v)
+    return "\n".join(
+        [
+            f"\n{name}: {points[0].model}, {len(points)} runs of {points[0].steps:,} steps",
+            decay_line(points[0]),
+            tabulate(table, headers="keys", showindex=False, disable_numparse=True),
+        ]
+    )
