@@ -77,8 +77,8 @@ fuzz: setup ## kill and fuzz for long: KILLS=200 random kills, SECONDS=300 a fil
 	  HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz_files $$target -max_total_time=$(or $(SECONDS),300) -max_len=4096 || exit 1; done
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_metrics.py tests/test_load.py
 
-licences: setup ## renew LICENCES.md, the table of licences of all dependencies
-	$(BIN)/python -m tests.licences
+licences: setup ## renew LICENCES.md, the licences of all dependencies; fails for one that [tool.pip-licenses] does not allow
+	$(BIN)/pip-licenses --output-file LICENCES.md
 
 lock: setup ## lock the installed versions: requirements.lock with hashes, binder/constraints.txt without
 	$(PIP) uv
