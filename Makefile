@@ -10,7 +10,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce results test lint site lab notebooks bench load panel pack binder fuzz licences lock clean
+.PHONY: address help setup reproduce results test lint site lab notebooks bench load panel pack binder fuzz licences lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ pack: setup ## FOLDER=build/panel, at most 64 MiB, with which a panel runs where
 
 binder: setup ## replay the Binder image in a fresh environment, and the memory a notebook needs in it
 	$(BIN)/python -m tests.binder $(BINDER_NOTEBOOKS) $(SET)
+
+address: ## URL=https://github.com/ACCOUNT/fairlm, set where the repository lies: Binder's badge, pyproject.toml, CITATION.cff
+	$(PYTHON) binder/address.py "$(URL)"
 
 fuzz: setup ## kill and fuzz for long: KILLS=200 random kills, SECONDS=300 a file format, property tests with many examples
 	$(PIP) --no-deps --require-hashes -r tests/fuzz.lock

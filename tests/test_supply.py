@@ -4,14 +4,18 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from binder import address
 
 ROOT = Path(__file__).parents[1]
 
@@ -144,3 +148,23 @@ def test_every_dependency_has_a_licence_that_allows_use_and_stands_in_the_table(
 
 def test_a_licence_that_is_not_allowed_is_found():
     assert licences("--fail-on", "Apache").returncode == 1 and licences("--allow-only", "MIT").returncode == 1
+
+
+def test_the_address_of_the_repository_is_set_in_one_place_and_no_link_is_dead_before(tmp_path):
+    names = ("README.md", "pyproject.toml", "CITATION.cff")
+    for name in names:
+        shutil.copy(ROOT / name, tmp_path)
+    before = {name: (ROOT / name).read_text() for name in names}
+    assert not any(re.search("OWNER|mybinder.org|repository-code|project.urls", text) for text in before.values())
+    address.main("https://github.com/someone/fair.lm.git", tmp_path)
+    once = {name: (tmp_path / name).read_text() for name in names}
+    assert once["README.md"].count("mybinder.org/v2/gh/someone/fair.lm/HEAD?urlpath=") == 1
+    assert (
+        tomllib.loads(once["pyproject.toml"])["project"]["urls"]["Repository"] == "https://github.com/someone/fair.lm"
+    )
+    assert yaml.safe_load(once["CITATION.cff"])["repository-code"] == "https://github.com/someone/fair.lm"
+    address.main("https://github.com/someone/fair.lm", tmp_path)
+    assert {name: (tmp_path / name).read_text() for name in names} == once, "a second time adds something"
+    for wrong in ("", "github.com/someone/fairlm", "https://github.com/someone", "https://example.org/a/b"):
+        with pytest.raises(SystemExit, match="ACCOUNT/REPOSITORY"):
+            address.main(wrong, tmp_path)
