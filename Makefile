@@ -38,10 +38,12 @@ test: setup ## unit tests in WORKERS=2 processes, then nbval over every notebook
 	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile --durations 25 tests fairlm_utils
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS)
 
-lint: setup ## check style of code and notebooks, and types
+lint: setup ## check style of code and notebooks, types, imports and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check fairlm_utils tests
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/typos
 
 site: setup ## a static site in site/: front page and all committed notebooks, readable without a network
 	$(BIN)/python -m fairlm_utils.report site
