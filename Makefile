@@ -10,10 +10,10 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: address help setup reproduce results test lint site lab notebooks bench load panel pack binder fuzz licences lock clean
+.PHONY: address help setup reproduce results test test-all lint site lab notebooks bench load panel pack binder fuzz licences lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PARAMS=params/FILE.yaml chooses the experiment of reproduce and results (default $(PARAMS))"
 	@echo "  SET='-p NAME VALUE' sets a parameter over the file, e.g. SET='-p corpus_path ../imdb'"
 
@@ -34,9 +34,13 @@ reproduce: setup ## run all notebooks on PARAMS: table, verdicts and an HTML rep
 results: setup ## as reproduce, and write the small tables to results/, to be committed
 	$(BIN)/python -m fairlm_utils reproduce $(PARAMS) $(SET) --save-results results/$(basename $(notdir $(PARAMS)))
 
-test: setup ## unit tests in WORKERS=2 processes, then nbval over every notebook
-	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile --durations 25 tests fairlm_utils
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS)
+# A worker takes one file after another, the longest first (tests/conftest.py).
+test: setup ## every test and notebook, in WORKERS=2 processes, but for long ones that passed on the same inputs
+	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --durations 25 $(ALL) \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests fairlm_utils $(NOTEBOOKS)
+
+test-all: ALL = --all
+test-all: test ## test, the long ones too; what passed is recorded in tests/passed.json
 
 lint: setup ## check style of code and notebooks, types, imports and spelling
 	$(BIN)/ruff check .
