@@ -278,7 +278,7 @@ def test_papermill_lines_name_notebooks_and_parameters(tmp_path):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make ([a-z]+)", README + RUNNING):
+    for target in re.findall(r"`?make ([a-z]+(?:-[a-z]+)?)", README + RUNNING):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
