@@ -47,6 +47,7 @@ def test_a_notebook_keeps_to_its_form(path):
         word in first.source for word in ("Question", "In the paper", "Scale", "2410.11985")
     )
     assert "parameters" in notebook.cells[1].metadata.tags
+    assert notebook.cells[1].metadata.jupyter.source_hidden, "parameters hide the question"
     assert all(
         len(c.source.splitlines()) <= 15 for c in code_cells(path) if "parameters" not in c.metadata.get("tags", [])
     )
@@ -54,6 +55,13 @@ def test_a_notebook_keeps_to_its_form(path):
     assert charts and all(o.data["image/png"] and o.metadata["image/png"]["alt"] for o in charts)
     assert any("nbval-check-output" in c.metadata.get("tags", []) for c in code_cells(path))
     assert path.stat().st_size < 1_000_000
+
+
+def test_every_notebook_links_to_the_one_before_and_the_one_after():
+    for i, path in enumerate(NOTEBOOKS):
+        around = [("Before", p) for p in NOTEBOOKS[:i][-1:]] + [("After", p) for p in NOTEBOOKS[i + 1 : i + 2]]
+        links = " ".join(f"{word}: [`{p.stem}`]({p.name})." for word, p in around)
+        assert nbformat.read(path, as_version=4).cells[0].source.splitlines()[-1] == links
 
 
 def test_a_changed_number_makes_ci_red(tmp_path):
