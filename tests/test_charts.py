@@ -206,6 +206,26 @@ def test_intervals_over_seeds_are_drawn_and_splits_stand_side_by_side(name):
     assert next(e["scale"] for e in find(spec, "y") if "scale" in e)["domainMin"] == 0 and rules[0]["mark"]["clip"]
 
 
+@pytest.mark.parametrize("figure", [charts.figure_1, charts.figure_3])
+def test_a_uniform_guess_is_drawn_on_held_out_text_alone(figure):
+    splits = grid(weight_decay=[0.0, 0.5], split=["training", "held-out"])
+    frame = pd.concat(
+        [
+            splits.assign(frequency_class=c, measure=m)
+            for c, m in (("low", "average loss"), ("high", "token-balanced loss"))
+        ]
+    )
+    spec = figure(frame, chance=7.0).to_dict()
+    guess = [row for row in next(iter(spec["datasets"].values())) if row.get("baseline")]
+    assert [(row["split"], row["λ"], row["mean"]) for row in guess] == [("held-out", w, 7.0) for w in ("0", "0.5")]
+    assert not list(find(figure(frame).to_dict(), "strokeDash"))
+
+
+def test_a_title_is_no_wider_than_two_panels():
+    lines = charts.headline("rare words " + "pay and " * 20 + "pay: 3 nats; so (2) do others")
+    assert len(lines) == 4 and max(map(len, lines)) <= 84 and lines[0].startswith("Rare") and lines[-1] == "So"
+
+
 def test_learning_curves_have_bands_over_seeds():
     bands = [m for m in ALL["learning_curves"].to_dict()["spec"]["layer"] if m["mark"]["type"] == "area"]
     assert [(b["encoding"]["y"]["field"], b["encoding"]["y2"]["field"]) for b in bands] == [("low", "high")]
