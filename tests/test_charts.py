@@ -158,7 +158,8 @@ ALL = {
         ["<script>alert(1)</script>", ' "x"', "\n", "y"], ["low", "high", "high", "low"]
     ),
     "hurt_tokens": charts.hurt_tokens(
-        pd.DataFrame({"token": ["a\n", "a\n"], "token_id": [1, 2], "n_train": 3, "loss": [2.0, 0.1], "accuracy": 0.5})
+        pd.DataFrame({"token": ["a\n", "a\n"], "token_id": [1, 2], "n_train": 3, "loss": [2.0, 0.1], "accuracy": 0.5}),
+        chance=1.5,
     ),
     "theory_loss": charts.theory_loss(
         pd.DataFrame(
@@ -360,5 +361,7 @@ def test_tokens_without_white_space_are_set_apart():
 
 def test_types_that_read_the_same_keep_a_bar_each():
     spec = ALL["hurt_tokens"].to_dict()
-    assert len(set(spec["encoding"]["y"]["sort"])) == 2
-    assert spec["encoding"]["y"]["sort"] == [row["key"] for row in rows_of(ALL["hurt_tokens"])]
+    bars, guess = spec["layer"]
+    (drawn,), keys = spec["datasets"][guess["data"]["name"]], bars["encoding"]["y"]["sort"]
+    assert len(set(keys)) == 2 and drawn == {"loss": 1.5}
+    assert keys == [row["key"] for row in spec["datasets"][bars["data"]["name"]]]

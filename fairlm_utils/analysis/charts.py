@@ -1173,25 +1173,26 @@ def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int 
     )
 
 
-def hurt_tokens(frame: pd.DataFrame) -> alt.Chart:
-    """Loss (x, nats) of single token types (y), in the order given. Columns token, token_id, n_train, loss."""
+def hurt_tokens(frame: pd.DataFrame, chance: float) -> alt.LayerChart:
+    """Loss (x, nats) of single token types (y), in the order given, beside `chance`. Columns token, token_id, n_train, loss."""
     names = [f"{t!r} · {n:,}×" for t, n in zip(frame["token"], frame["n_train"], strict=True)]
     keys = [f"{i}\n{name}" for i, name in zip(frame["token_id"], names, strict=True)]  # types may share a name
     label = alt.Axis(labelExpr="slice(datum.label, indexof(datum.label, '\\n') + 1)", labelLimit=230, titlePadding=12)
-    return (
+    bars = (
         alt.Chart(frame.assign(name=names, key=keys))
         .mark_bar(color="#0072b2")
         .encode(
-            x=alt.X("loss:Q", title="loss (nats)"),
+            x=alt.X("loss:Q", title="loss (nats), dashed: a uniform guess"),
             y=alt.Y("key:N", sort=keys, title="token type and its training count", axis=label),
             tooltip=["name:N", alt.Tooltip("loss:Q", format=".4f"), alt.Tooltip("accuracy:Q", format=".3f")],
         )
-        .properties(
-            width=1.6 * WIDTH,
-            height=alt.Step(17),
-            title="Loss of single token types",
-            description="Bars of the loss of the most and the least hurt token types, with their training counts",
-        )
+    )
+    guess = alt.Chart(pd.DataFrame({"loss": [chance]})).mark_rule(strokeDash=BASELINE_DASHES["uniform guess"])
+    return alt.layer(bars, guess.encode(x="loss:Q")).properties(
+        width=1.6 * WIDTH,
+        height=alt.Step(17),
+        title="Loss of single token types",
+        description="Bars of the loss of the most and the least hurt token types, with their training counts",
     )
 
 

@@ -22,7 +22,7 @@ _MORE = {-1: "less than", 0: "as much as", 1: "more than"}
 
 def show(*sentences: str) -> None:
     """Print sentences so that no line is wider than a notebook's page, which would break it within a word."""
-    print(*(textwrap.fill(s, 100, subsequent_indent="  ", break_long_words=False) for s in sentences), sep="\n")
+    print(*(textwrap.fill(s, 100, subsequent_indent="  ", break_on_hyphens=False) for s in sentences), sep="\n")
 
 
 def _capital(text: str) -> str:
