@@ -1,5 +1,6 @@
 """Sentences under exhibits: they turn with the numbers, and say nothing that seeds leave open."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -111,3 +112,28 @@ def test_shown_sentences_break_between_words(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and lines[-1] == "short" and max(map(len, lines)) <= 100
     assert lines[1].startswith("  word") and all(line.split()[-1] in ("word", "short") for line in lines)
+
+
+def test_the_papers_coverage_is_reproduced_by_a_vocabulary_of_which_a_handful_is_nearly_all_text():
+    counts = np.ones(20_000, dtype=int)
+    assert "2 of 20,000 types, cover 0.0% of the tokens, 95 % takes 95.0%: not reproduced" in sentences.coverage(counts)
+    counts[:2] = 10**7
+    assert "cover 99.9% of the tokens, 95 % takes 0.0%: reproduced" in sentences.coverage(counts)
+    assert "1 of 4 types, cover 25.0%" in sentences.coverage(np.ones(4, dtype=int)), "at least one type"
+
+
+@pytest.mark.parametrize(
+    "shares, verdict",
+    [
+        ([0.2, 0.6, 0.84, 0.85], "reproduced"),
+        ([0.2, 0.4, 0.5, 0.6], "in part"),
+        ([0.2, 0.5, 0.6, 0.85], "in part"),
+        ([0.85, 0.8, 0.84, 0.85], "not reproduced"),
+    ],
+)
+def test_a_share_must_rise_and_level_off_where_the_papers_does(shares, verdict):
+    table = pd.DataFrame({"vocab_size": [300, 900, 2700, 8100], "low_frequency": shares, "below_percentile": shares})
+    whole, without_largest = sentences.shares_by_size(table)
+    assert f": {verdict} (paper" in whole and f"{shares[-1]:.0%} of 8,100, at least {min(shares):.0%}" in whole
+    assert f"{shares[-2]:.0%} of 2,700" in without_largest, "the largest vocabulary sets the percentile"
+    assert sentences.shares_by_size(table.head(2)) == sentences.shares_by_size(pd.DataFrame()) == []

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from fairlm_utils.analysis import metrics, scale
+from fairlm_utils import frequency
+from fairlm_utils.analysis import claims, metrics, scale
 
 _MOVES = {-1: "falls", 0: "does not move beyond seeds", 1: "rises"}
 _MORE = {-1: "less than", 0: "as much as", 1: "more than"}
@@ -113,3 +114,43 @@ def tokens(table: pd.DataFrame, split: str = "training") -> str:
         f"The {split} loss of {(change > 0).sum():,} of {len(change):,} types rises with λ = {most['weight_decay']:g}; most that of "
         f"{most['token']!r} (seen {most['n_train']:,} times, {change.max():+.2f} nats)"
     )
+
+
+#: Two readings of the paper's low-frequency types, columns of `tokenization.low_frequency_shares`.
+LOW_FREQUENCY = {
+    "low_frequency": "outside the types that cover 95 % of tokens",
+    "below_percentile": "below the 95th percentile of the largest vocabulary",
+}
+#: Where the paper's Figure 2b levels off, how near is there, and the fall between two sizes that still is none.
+_LEVEL, _NEAR, _NO_FALL = 0.85, 0.05, 0.01
+
+
+def coverage(counts: np.ndarray) -> str:
+    """What the most frequent 0.01 % of the types (one at least) cover, of which the paper says 95 % of all tokens.
+
+    Reproduced if it is 90 % or more. `counts` [vocabulary].
+    """
+    n = max(1, round(0.0001 * len(counts)))
+    top, needed = frequency.coverage(counts, [n / len(counts)])[0], frequency.types_to_cover(counts, 0.95)
+    return (
+        f"The most frequent 0.01 % of the vocabulary, {n:,} of {len(counts):,} types, cover {top:.1%} of the tokens, 95 % takes "
+        f"{needed / len(counts):.1%}: {claims.REPRODUCED if top >= 0.9 else claims.NOT} (paper: 0.01 % cover 95 %)"
+    )
+
+
+def shares_by_size(table: pd.DataFrame) -> list[str]:
+    """Whether the share of low-frequency types rises with the vocabulary and levels off (Figure 2b), a sentence per reading."""
+    lines = []
+    for column, name in LOW_FREQUENCY.items() if len(table) > 2 else ():
+        # the largest vocabulary sets the percentile, so its own share says nothing
+        own = table.iloc[: -1 if column == "below_percentile" else None]
+        share, size = own[column], own["vocab_size"]
+        rise = share.diff().dropna()
+        rises = (rise > -_NO_FALL).all() and rise.sum() > 0
+        level = abs(share.iloc[-1] - _LEVEL) < _NEAR and abs(rise.iloc[-1]) < _NEAR
+        lines.append(
+            f"{_capital(name)} are {share.iloc[0]:.0%} of {size.iloc[0]:,} types and {share.iloc[-1]:.0%} of {size.iloc[-1]:,}, at "
+            f"least {share.min():.0%}: {claims.REPRODUCED if rises and level else claims.IN_PART if rises else claims.NOT} (paper: rises, "
+            f"levels off near {_LEVEL:.0%})"
+        )
+    return lines
