@@ -158,7 +158,8 @@ ALL = {
         ["<script>alert(1)</script>", ' "x"', "\n", "y"], ["low", "high", "high", "low"]
     ),
     "hurt_tokens": charts.hurt_tokens(
-        pd.DataFrame({"token": ["a\n", "a\n"], "token_id": [1, 2], "n_train": 3, "loss": [2.0, 0.1], "accuracy": 0.5})
+        pd.DataFrame({"token": ["a\n", "a\n"], "token_id": [1, 2], "n_train": 3, "loss": [2.0, 0.1], "accuracy": 0.5}),
+        chance=1.5,
     ),
     "theory_loss": charts.theory_loss(
         pd.DataFrame(
@@ -204,6 +205,26 @@ def test_intervals_over_seeds_are_drawn_and_splits_stand_side_by_side(name):
     assert [(r["encoding"]["y"]["field"], r["encoding"]["y2"]["field"]) for r in rules] == [("low", "high")]
     assert all("xOffset" in layer["encoding"] for layer in spec["spec"]["layer"]), "an interval hides another"
     assert next(e["scale"] for e in find(spec, "y") if "scale" in e)["domainMin"] == 0 and rules[0]["mark"]["clip"]
+
+
+@pytest.mark.parametrize("figure", [charts.figure_1, charts.figure_3])
+def test_a_uniform_guess_is_drawn_on_held_out_text_alone(figure):
+    splits = grid(weight_decay=[0.0, 0.5], split=["training", "held-out"])
+    frame = pd.concat(
+        [
+            splits.assign(frequency_class=c, measure=m)
+            for c, m in (("low", "average loss"), ("high", "token-balanced loss"))
+        ]
+    )
+    spec = figure(frame, chance=7.0).to_dict()
+    guess = [row for row in next(iter(spec["datasets"].values())) if row.get("baseline")]
+    assert [(row["split"], row["λ"], row["mean"]) for row in guess] == [("held-out", w, 7.0) for w in ("0", "0.5")]
+    assert not list(find(figure(frame).to_dict(), "strokeDash"))
+
+
+def test_a_title_is_no_wider_than_two_panels():
+    lines = charts.headline("rare words " + "pay and " * 20 + "pay: 3 nats; so (2) do others")
+    assert len(lines) == 4 and max(map(len, lines)) <= 84 and lines[0].startswith("Rare") and lines[-1] == "So"
 
 
 def test_learning_curves_have_bands_over_seeds():
@@ -340,5 +361,7 @@ def test_tokens_without_white_space_are_set_apart():
 
 def test_types_that_read_the_same_keep_a_bar_each():
     spec = ALL["hurt_tokens"].to_dict()
-    assert len(set(spec["encoding"]["y"]["sort"])) == 2
-    assert spec["encoding"]["y"]["sort"] == [row["key"] for row in rows_of(ALL["hurt_tokens"])]
+    bars, guess = spec["layer"]
+    (drawn,), keys = spec["datasets"][guess["data"]["name"]], bars["encoding"]["y"]["sort"]
+    assert len(set(keys)) == 2 and drawn == {"loss": 1.5}
+    assert keys == [row["key"] for row in spec["datasets"][bars["data"]["name"]]]

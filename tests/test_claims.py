@@ -35,6 +35,18 @@ def test_an_experiment_like_the_paper_reproduces_every_claim():
     assert row["ours"].startswith("+0.097 ±") and row["paper"] == "+0.097 against +0.017"
 
 
+def test_what_is_said_of_an_exhibit_is_every_claim_on_it_with_its_reason():
+    table = claims.claims(like_the_paper())
+    assert len(claims.say(table)) == len(table) and len(claims.say(table, "Figure 3")) == 2
+    (line,) = claims.say(table, "Figure 1")
+    row = table.iloc[FIGURE_1]
+    assert line == f"REPRODUCED: {row['claim']}: {row['ours']} (paper: {row['paper']})"
+    two = pd.concat([table, table.assign(model="other", reason="narrow counts")])
+    assert claims.say(two, "Figure 1")[1].startswith("REPRODUCED: other: ") and claims.say(two, "Figure 1")[1].endswith(
+        "[narrow counts]"
+    )
+
+
 def test_verdicts_turn_when_the_numbers_do():
     steep = verdicts(like_the_paper(rise=3.0))
     assert (steep[AVERAGE], steep[THRESHOLD]) == ("not reproduced", "in part")

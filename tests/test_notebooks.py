@@ -47,6 +47,7 @@ def test_a_notebook_keeps_to_its_form(path):
         word in first.source for word in ("Question", "In the paper", "Scale", "2410.11985")
     )
     assert "parameters" in notebook.cells[1].metadata.tags
+    assert notebook.cells[1].metadata.jupyter.source_hidden, "parameters hide the question"
     assert all(
         len(c.source.splitlines()) <= 15 for c in code_cells(path) if "parameters" not in c.metadata.get("tags", [])
     )
@@ -56,14 +57,21 @@ def test_a_notebook_keeps_to_its_form(path):
     assert path.stat().st_size < 1_000_000
 
 
+def test_every_notebook_links_to_the_one_before_and_the_one_after():
+    for i, path in enumerate(NOTEBOOKS):
+        around = [("Before", p) for p in NOTEBOOKS[:i][-1:]] + [("After", p) for p in NOTEBOOKS[i + 1 : i + 2]]
+        links = " ".join(f"{word}: [`{p.stem}`]({p.name})." for word, p in around)
+        assert nbformat.read(path, as_version=4).cells[0].source.splitlines()[-1] == links
+
+
 def test_a_changed_number_makes_ci_red(tmp_path):
     """One digit changed in a checked output of the theory notebook is found by the command that CI runs."""
     notebook = nbformat.read(ROOT / "notebooks" / "05_theory.ipynb", as_version=4)
     cells = [c for c in notebook.cells if "nbval-check-output" in c.metadata.get("tags", [])]
-    table = next(o for o in cells[0].outputs if "data" in o)
-    assert "0.18498" in table.data["text/plain"]
+    tables = [(c, o) for c in cells for o in c.outputs if "0.18498" in o.get("data", {}).get("text/plain", "")]
+    cell, table = tables[0]
     table.data["text/plain"] = table.data["text/plain"].replace("0.18498", "0.18499")
-    notebook.cells = notebook.cells[: notebook.cells.index(cells[0]) + 1]
+    notebook.cells = notebook.cells[: notebook.cells.index(cell) + 1]
     changed = tmp_path / "changed.ipynb"
     changed.write_text(nbformat.writes(notebook))
     shutil.copy(ROOT / "notebooks" / "conftest.py", tmp_path)

@@ -1,6 +1,7 @@
 """The closed form against an optimiser, its derivative against differences, and its threshold."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fairlm_utils.analysis import theory
@@ -70,3 +71,42 @@ def test_fit_recovers_the_weight_decay_of_its_own_curve():
 def test_impossible_problems_are_refused(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def measured(shape, decays=(0.0, 0.1, 0.3)) -> pd.DataFrame:
+    """Bins of two seeds whose loss lies `shape(n_k, effective λ)` above a floor of 0.2, effective λ being 1e-3 of AdamW's."""
+    n_types, n_k = np.array([60, 30, 9, 1]), np.array([1.5, 5.0, 15.0, 45.0])
+    rows = [
+        pd.DataFrame(
+            {
+                "model": "m", "weight_decay": w, "seed": s, "split": split, "bin_low": [1, 3, 9, 27], "n_types": n_types,
+                "n_tokens": n_types * n_k, "floor": 0.2, "loss": 0.2 + shape(n_k, max(w, 1e-3) / 1000, 100, 420.0) + 0.01 * (s - 0.5),
+            }
+        )
+        for w in decays for s in (0, 1) for split in ("training", "held-out")
+    ]  # fmt: skip
+    return pd.concat(rows, ignore_index=True)
+
+
+def test_losses_of_the_theory_above_a_floor_are_fitted_exactly():
+    assert theory.problem_of(measured(theory.class_loss)) == (100, 420)
+    fits, fitted = theory.fit_bins(measured(theory.class_loss))
+    assert fits["effective"].tolist() == pytest.approx([1e-6, 1e-4, 3e-4], rel=1e-3)
+    assert fits["r_squared"].tolist() == pytest.approx([1, 1, 1]) and fits["slope"].tolist() == pytest.approx(
+        [-0.5] * 3, abs=0.04
+    )
+    assert len(fitted) == 12 and fitted["residual"].abs().max() < 1e-4
+    said = theory.say_fits(fits, fitted)
+    assert said[0] == "The theory's curve has R² ≥ 0.9 at 2 of 2 values of λ > 0 (1.00 at 0.1, 1.00 at 0.3)"
+    assert (
+        "-0.50; the theory's is -0.50" in said[1]
+        and said[2].startswith("The effective λ rises with")
+        and "+0.000 at n_v ≥ 27" in said[3]
+    )
+
+
+def test_losses_of_another_shape_are_not_said_to_fit_and_bins_below_the_floor_are_left_out():
+    rising = measured(lambda n_k, w, k, n: np.where(n_k < 40, 0.05 + n_k / 1000, -0.1))
+    fits, fitted = theory.fit_bins(rising)
+    assert "R² ≥ 0.9 at 0 of 2" in theory.say_fits(fits, fitted)[0] and fitted["bin_low"].max() == 9
+    assert "does not always rise" in theory.say_fits(fits.assign(effective=[1, 3, 2]), fitted)[2]

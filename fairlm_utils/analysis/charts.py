@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -202,33 +203,41 @@ def _statistics(frame: pd.DataFrame) -> list[alt.Tooltip]:
     ]
 
 
-def figure_1(classes: pd.DataFrame) -> alt.Chart:
+def figure_1(classes: pd.DataFrame, chance: float | None = None) -> alt.Chart:
     """Figure 1: loss (y, nats, mean over the types of a class) against λ (x), low- and high-frequency types.
 
-    `classes`: weight_decay, split, frequency_class and the columns of `over_seeds`; model if there are several.
+    `classes`: weight_decay, split, frequency_class and the columns of `over_seeds`; model if there are several. Dashed on
+    held-out text is `chance`, log V.
     """
-    chart = _against_weight_decay(classes, "frequency_class", CLASS_COLOURS, "loss (nats, mean over types)")
-    return _finish(
-        chart,
-        _labelled(classes),
+    return _losses(
+        _against_weight_decay(classes, "frequency_class", CLASS_COLOURS, "loss (nats, mean over types)"),
+        classes,
+        chance,
         "Loss of low- and high-frequency types against weight decay",
-        "Line chart of the mean loss of low-frequency and "
-        "of high-frequency token types against weight decay, training and held-out text, with intervals over seeds",
-        y="independent",
+        "mean loss of low-frequency and of high-frequency token types",
     )
 
 
-def figure_3(totals: pd.DataFrame) -> alt.Chart:
-    """Figure 3: average and token-balanced loss (y, nats) against λ (x). Column `measure` names the two."""
-    chart = _against_weight_decay(totals, "measure", MEASURE_COLOURS, "loss (nats)")
-    return _finish(
-        chart,
-        _labelled(totals),
+def figure_3(totals: pd.DataFrame, chance: float | None = None) -> alt.Chart:
+    """Figure 3: average and token-balanced loss (y, nats) against λ (x), `chance` as in `figure_1`. Column `measure` names the two."""
+    return _losses(
+        _against_weight_decay(totals, "measure", MEASURE_COLOURS, "loss (nats)"),
+        totals,
+        chance,
         "Average and token-balanced loss against weight decay",
-        "Line chart of the average loss over tokens and of the "
-        "token-balanced loss over types against weight decay, training and held-out text, with intervals over seeds",
-        y="independent",
+        "average loss over tokens and of the token-balanced loss over types",
     )
+
+
+def _losses(curves: alt.LayerChart, frame: pd.DataFrame, chance: float | None, title: str, of: str) -> alt.Chart:
+    """Curves of losses against λ as panels, with `chance` on held-out text, the only one whose losses are near it."""
+    frame = _labelled(frame)
+    keys = [k for k in ("model", "split", "λ") if k in frame]
+    guess = frame.loc[frame["split"] == "held-out", keys].assign(mean=chance, baseline="uniform guess")
+    x = curves.layer[0].encoding.x
+    drawn, layers = _beside_baselines(frame, None if chance is None else guess.drop_duplicates(), x, curves.layer)
+    description = f"Line chart of the {of} against weight decay, training and held-out text, with intervals over seeds"
+    return _finish(alt.layer(*layers), drawn, title, description, y="independent")
 
 
 def _beside_baselines(
@@ -372,14 +381,16 @@ def change_by_kind(changes: pd.DataFrame) -> alt.Chart:
     )
 
 
-def headline(sentence: str) -> list[str]:
+def headline(sentence: str, width: int = 84) -> list[str]:
     """A sentence as a chart's title: a line a part between semicolons, each without its numbers in brackets or after a colon.
+
+    Lines longer than `width` characters are broken, so that a title is no wider than two panels.
 
     >>> headline("rare words pay: +0.1 nats; frequent ones do not (3 seeds)")
     ['Rare words pay', 'Frequent ones do not']
     """
     parts = [part.split(" (")[0].split(":")[0] for part in sentence.split("; ")]
-    return [part[:1].upper() + part[1:] for part in parts]
+    return [line for part in parts for line in textwrap.wrap(part[:1].upper() + part[1:], width)]
 
 
 def change_by_tokenizer(table: pd.DataFrame, answer: str) -> alt.LayerChart:
@@ -887,7 +898,9 @@ def _columns(rows: alt.Chart, columns: dict[str, str]) -> alt.LayerChart:
     return alt.layer(*layers)
 
 
-def token_explorer(tokens: pd.DataFrame, split: str = "training", n_listed: int = 24) -> alt.HConcatChart:
+def token_explorer(
+    tokens: pd.DataFrame, split: str = "training", n_listed: int = 24, title: Sequence[str] = ()
+) -> alt.HConcatChart:
     """A whole vocabulary: change of the loss (y, nats) against the training count (x, log) as a map, and a list of tokens.
 
     Draw a rectangle on the map to list the types under it, largest change first; type in the box to keep those whose
@@ -962,7 +975,7 @@ def token_explorer(tokens: pd.DataFrame, split: str = "training", n_listed: int 
         .resolve_scale(color="independent")
         .properties(
             title=alt.TitleParams(
-                f"Token explorer: what λ = {tokens['weight_decay'].iloc[0]:g} changes, type by type",
+                title or f"Token explorer: what λ = {tokens['weight_decay'].iloc[0]:g} changes, type by type",
                 subtitle="Draw a rectangle on the map to list the types under it (a double click removes it), or search by spelling.",
             ),
             description="Map of the change of the loss against the training count of every token type, with a list of the types "
@@ -1160,25 +1173,26 @@ def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int 
     )
 
 
-def hurt_tokens(frame: pd.DataFrame) -> alt.Chart:
-    """Loss (x, nats) of single token types (y), in the order given. Columns token, token_id, n_train, loss."""
+def hurt_tokens(frame: pd.DataFrame, chance: float) -> alt.LayerChart:
+    """Loss (x, nats) of single token types (y), in the order given, beside `chance`. Columns token, token_id, n_train, loss."""
     names = [f"{t!r} · {n:,}×" for t, n in zip(frame["token"], frame["n_train"], strict=True)]
     keys = [f"{i}\n{name}" for i, name in zip(frame["token_id"], names, strict=True)]  # types may share a name
     label = alt.Axis(labelExpr="slice(datum.label, indexof(datum.label, '\\n') + 1)", labelLimit=230, titlePadding=12)
-    return (
+    bars = (
         alt.Chart(frame.assign(name=names, key=keys))
         .mark_bar(color="#0072b2")
         .encode(
-            x=alt.X("loss:Q", title="loss (nats)"),
+            x=alt.X("loss:Q", title="loss (nats), dashed: a uniform guess"),
             y=alt.Y("key:N", sort=keys, title="token type and its training count", axis=label),
             tooltip=["name:N", alt.Tooltip("loss:Q", format=".4f"), alt.Tooltip("accuracy:Q", format=".3f")],
         )
-        .properties(
-            width=1.6 * WIDTH,
-            height=alt.Step(17),
-            title="Loss of single token types",
-            description="Bars of the loss of the most and the least hurt token types, with their training counts",
-        )
+    )
+    guess = alt.Chart(pd.DataFrame({"loss": [chance]})).mark_rule(strokeDash=BASELINE_DASHES["uniform guess"])
+    return alt.layer(bars, guess.encode(x="loss:Q")).properties(
+        width=1.6 * WIDTH,
+        height=alt.Step(17),
+        title="Loss of single token types",
+        description="Bars of the loss of the most and the least hurt token types, with their training counts",
     )
 
 

@@ -75,6 +75,16 @@ def claims(results: Results, weight_decay: float | None = None, confidence: floa
     return pd.DataFrame(rows)
 
 
+def say(verdicts: pd.DataFrame, exhibit: str = "") -> list[str]:
+    """A line per claim of a table of `claims`, or of those whose exhibit begins so: the verdict, ours, the paper's, the reason."""
+    lines = []
+    for row in verdicts[verdicts["exhibit"].str.startswith(exhibit)].itertuples():
+        model = f"{row.model}: " if verdicts["model"].nunique() > 1 else ""
+        reason = f" [{row.reason}]" * bool(row.reason)
+        lines.append(f"{row.verdict.upper()}: {model}{row.claim}: {row.ours} (paper: {row.paper}){reason}")
+    return lines
+
+
 def paper_ratio() -> tuple[float, float, float]:
     """Change of the paper's balanced over that of its average loss, λ 0 → 1, and the bounds that rounding to three decimals leaves.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import optimize
 from scipy.special import log_softmax
@@ -202,6 +203,48 @@ def fit_weight_decay(counts: ArrayLike, losses: ArrayLike, n_classes: int, n_sam
     spread = np.sum((losses - losses.mean()) ** 2)
     r_squared = float(1 - np.sum((losses - fitted) ** 2) / spread) if spread > 0 else float("nan")
     return WeightDecayFit(decay, r_squared, fitted, losses - fitted)
+
+
+def problem_of(bins: pd.DataFrame) -> tuple[int, int]:
+    """K and N of an experiment's training blocks, by a table of bins: types that occur and their occurrences, alike in all its runs."""
+    first = next(iter(bins[bins["split"] == "training"].groupby(["model", "weight_decay", "seed"])))[1]
+    return int(first["n_types"].sum()), int(first["n_tokens"].sum())
+
+
+def fit_bins(bins: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The theory's curve fitted to the training loss above the floor, mean over seeds, of every model and λ.
+
+    Returns the fits (model, weight_decay, effective: the theory's λ, r_squared, slope: of log excess in log count) and the bins behind
+    them (n_k, measured, fitted, residual in nats). Bins at or below the floor are left out: a model may know one better than
+    the memoriser, at the cost of another.
+    """
+    training = bins[bins["split"] == "training"]
+    means = training.groupby(["model", "weight_decay", "bin_low"], as_index=False)[
+        ["n_types", "n_tokens", "loss", "floor"]
+    ].mean()
+    means = means.assign(n_k=means["n_tokens"] / means["n_types"], measured=means["loss"] - means["floor"])
+    rows, fitted = [], []
+    for (model, decay), own in means[means["measured"] > 0].groupby(["model", "weight_decay"]):
+        fit = fit_weight_decay(own["n_k"], own["measured"], *problem_of(bins))
+        rows.append((model, decay, fit.weight_decay, fit.r_squared, log_log_slope(own["n_k"], own["measured"])))
+        fitted.append(own.assign(fitted=fit.fitted, residual=fit.residuals))
+    names = ["model", "weight_decay", "effective", "r_squared", "slope"]
+    return pd.DataFrame(rows, columns=names), pd.concat(fitted, ignore_index=True)
+
+
+def say_fits(fits: pd.DataFrame, fitted: pd.DataFrame) -> list[str]:
+    """What `fit_bins` found: how many λ > 0 fit well (R² ≥ 0.9), the slopes, the effective λ, and where the misfit lies."""
+    own = fits[fits["weight_decay"] > 0]
+    r_squared = ", ".join(f"{r:.2f} at {w:g}" for w, r in zip(own["weight_decay"], own["r_squared"], strict=True))
+    rises = all(g.sort_values("weight_decay")["effective"].is_monotonic_increasing for _, g in own.groupby("model"))
+    left = fitted[fitted["weight_decay"] > 0].groupby("bin_low")["residual"].mean()
+    return [
+        f"The theory's curve has R² ≥ 0.9 at {(own['r_squared'] >= 0.9).sum()} of {len(own)} values of λ > 0 ({r_squared})",
+        f"Slope of log excess against log count: {fits['slope'].min():.2f} to {fits['slope'].max():.2f}; the theory's is -0.50",
+        f"The effective λ {'rises' if rises else 'does not always rise'} with the λ of AdamW ({own['weight_decay'].nunique()} values)",
+        "Measured minus fitted, mean over λ > 0 (nats): "
+        + ", ".join(f"{v:+.3f} at n_v ≥ {low:,}" for low, v in left.items()),
+    ]
 
 
 def log_log_slope(counts: ArrayLike, losses: ArrayLike) -> float:

@@ -1,0 +1,156 @@
+"""What a table says, in a sentence to stand under an exhibit and, by `charts.headline`, over it; losses in nats.
+
+n_v is the training count of a token type.
+
+Directions and differences are those that 95 % Student-t intervals over seeds leave no doubt of ("does not
+move beyond seeds" and "as much as" are the rest); with one seed those of the values.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from fairlm_utils import frequency
+from fairlm_utils.analysis import claims, metrics, scale
+
+_MOVES = {-1: "falls", 0: "does not move beyond seeds", 1: "rises"}
+_MORE = {-1: "less than", 0: "as much as", 1: "more than"}
+
+
+def show(*sentences: str) -> None:
+    """Print sentences so that no line is wider than a notebook's page, which would break it within a word."""
+    print(*(textwrap.fill(s, 100, subsequent_indent="  ", break_on_hyphens=False) for s in sentences), sep="\n")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _sign(values: pd.Series) -> int:
+    mean, low, high = scale.mean_and_interval(values)
+    return 0 if low <= 0 <= high else int(np.sign(mean))
+
+
+def contrast(
+    frame: pd.DataFrame, group: str, names: Mapping[str, str], value: str = "loss", unit: str = " nats"
+) -> str:
+    """Which of two groups λ moves more, a part per text: changes of `value` from λ = 0 to the largest λ up to 1, by seed.
+
+    `names` are what to call the `value` of the two groups compared.
+    """
+    at = frame.loc[frame["weight_decay"] <= 1, "weight_decay"].max()
+    changed = metrics.changes(frame[frame["weight_decay"].isin([0.0, at])], value)
+    one, other = names.values()
+    parts = []
+    for (model, split), own in changed.groupby(["model", "split"], sort=False):
+        a, b = (own[own[group] == name].set_index("seed")["difference"] for name in names)
+        does, also = _MOVES[_sign(a)], _MOVES[_sign(b)]
+        said = (
+            f"and {other} {also}" if does != also or does == _MOVES[0] else f"{_MORE[_sign(a.abs() - b.abs())]} {other}"
+        )
+        where = "" if frame["model"].nunique() == 1 else f"{model} "
+        parts.append(f"{where}on {split} text {one} {does} {said}: {a.mean():+.3f} against {b.mean():+.3f}{unit}")
+    return _capital(f"{'; '.join(parts)} (λ 0 → {at:g}, {frame['seed'].nunique()} seeds)")
+
+
+def _ends(bins: pd.DataFrame) -> list[str]:
+    """The rarest and the most frequent bin of types with n_v ≥ 1 that every text has."""
+    known = bins[bins["bin_low"] > 0]
+    texts = (known if "split" in known else known.assign(split="")).groupby(["bin_low", "bin"])["split"].nunique()
+    return texts[texts == texts.max()].index.get_level_values("bin")[[0, -1]].tolist()
+
+
+def ends(bins: pd.DataFrame, value: str, what: str, unit: str = " nats") -> str:
+    """`contrast` of the rarest and the most frequent bin; `what` is what to call `value`."""
+    rare, frequent = _ends(bins)
+    names = {rare: f"{what} at n_v {rare}", frequent: f"that at n_v {frequent}"}
+    return contrast(bins, "bin", names, value, unit)
+
+
+def levels(bins: pd.DataFrame, value: str, what: str, unit: str = "") -> str:
+    """`value`, called `what`, of the rarest and of the most frequent bin, a part per text; means over the rows of each."""
+    rare, frequent = _ends(bins)
+    means = bins.groupby(["split", "bin"], sort=False)[value].mean()
+    return _capital(
+        "; ".join(
+            f"on {split} text {what} at n_v {rare} is {means[split, rare]:.2f}{unit}, that at n_v {frequent} "
+            f"{means[split, frequent]:.2f}"
+            for split in bins["split"].unique()
+        )
+    )
+
+
+def half_learnt(curves: pd.DataFrame, chance: float) -> str:
+    """By which step the mean loss of the rarest and of the most frequent bin is below half of `chance`, log V.
+
+    Of learning curves by bin, means over seeds, at the smallest and at the largest λ up to 1.
+    """
+    means = curves.groupby(["weight_decay", "bin", "step"], as_index=False)["loss"].mean()
+    first = means[means["loss"] < chance / 2].groupby(["weight_decay", "bin"])["step"].min()
+    run = curves.loc[curves["weight_decay"] <= 1, "weight_decay"]
+
+    def by(weight_decay: float, name: str) -> str:
+        step = first.get((weight_decay, name))
+        return f"{'no step' if step is None else f'step {step:,}'} at λ = {weight_decay:g}"
+
+    return _capital(
+        "; ".join(
+            f"types of n_v {name} are half learnt by "
+            f"{' and '.join(by(w, name) for w in sorted({run.min(), run.max()}))}"
+            for name in _ends(curves)
+        )
+    )
+
+
+def tokens(table: pd.DataFrame, split: str = "training") -> str:
+    """How many types λ costs loss, and which the most; of `results.token_changes`."""
+    change = table[f"change_{split}"].dropna()
+    most = table.loc[change.idxmax()]
+    return (
+        f"The {split} loss of {(change > 0).sum():,} of {len(change):,} types rises with λ = {most['weight_decay']:g}; most that of "
+        f"{most['token']!r} (seen {most['n_train']:,} times, {change.max():+.2f} nats)"
+    )
+
+
+#: Two readings of the paper's low-frequency types, columns of `tokenization.low_frequency_shares`.
+LOW_FREQUENCY = {
+    "low_frequency": "outside the types that cover 95 % of tokens",
+    "below_percentile": "below the 95th percentile of the largest vocabulary",
+}
+#: Where the paper's Figure 2b levels off, how near is there, and the fall between two sizes that still is none.
+_LEVEL, _NEAR, _NO_FALL = 0.85, 0.05, 0.01
+
+
+def coverage(counts: np.ndarray) -> str:
+    """What the most frequent 0.01 % of the types (one at least) cover, of which the paper says 95 % of all tokens.
+
+    Reproduced if it is 90 % or more. `counts` [vocabulary].
+    """
+    n = max(1, round(0.0001 * len(counts)))
+    top, needed = frequency.coverage(counts, [n / len(counts)])[0], frequency.types_to_cover(counts, 0.95)
+    return (
+        f"The most frequent 0.01 % of the vocabulary, {n:,} of {len(counts):,} types, cover {top:.1%} of the tokens, 95 % takes "
+        f"{needed / len(counts):.1%}: {claims.REPRODUCED if top >= 0.9 else claims.NOT} (paper: 0.01 % cover 95 %)"
+    )
+
+
+def shares_by_size(table: pd.DataFrame) -> list[str]:
+    """Whether the share of low-frequency types rises with the vocabulary and levels off (Figure 2b), a sentence per reading."""
+    lines = []
+    for column, name in LOW_FREQUENCY.items() if len(table) > 2 else ():
+        # the largest vocabulary sets the percentile, so its own share says nothing
+        own = table.iloc[: -1 if column == "below_percentile" else None]
+        share, size = own[column], own["vocab_size"]
+        rise = share.diff().dropna()
+        rises = (rise > -_NO_FALL).all() and rise.sum() > 0
+        level = abs(share.iloc[-1] - _LEVEL) < _NEAR and abs(rise.iloc[-1]) < _NEAR
+        lines.append(
+            f"{_capital(name)} are {share.iloc[0]:.0%} of {size.iloc[0]:,} types and {share.iloc[-1]:.0%} of {size.iloc[-1]:,}, at "
+            f"least {share.min():.0%}: {claims.REPRODUCED if rises and level else claims.IN_PART if rises else claims.NOT} (paper: rises, "
+            f"levels off near {_LEVEL:.0%})"
+        )
+    return lines
