@@ -112,7 +112,10 @@ def test_what_is_said_of_remedies_is_what_their_table_says():
     judged = comparisons.judge_remedies(comparisons.remedy_numbers(load_results(ROOT / "results" / "remedies-regime")))
     text = " ".join(README.split())
     assert comparisons.say_best(judged) in text
-    assert f"By the rule fixed before the runs (100k targets, 10 epochs, 4 seeds) {comparisons.say_remedies(judged)}" in text
+    assert (
+        f"By the rule fixed before the runs (100k targets, 10 epochs, 4 seeds) {comparisons.say_remedies(judged)}"
+        in text
+    )
     assert judged["n_seeds"].eq(4).all() and "there is nothing to remedy here" in text
     table = judged.set_index("variant")
     for name in ("label smoothing 0.1", "dropout 0.2", "stop at 7 epochs"):
@@ -208,8 +211,8 @@ def of_languages_row() -> str:
     assert "small languages more than the large one" in answer and "not reliably more or less than" in answer
     return (
         f"at the λ that held-out text chooses (0.3) decay costs the five smallest more than the largest on training text, "
-        f"{found['own', 'natural', 'training']} bits a byte, and not on held-out text, {found['own', 'natural', 'held-out']}. Temperature "
-        f"sampling chooses 0.1; at 0.3 it makes the difference {found['alike', 'temperature', 'training']} and "
+        f"{found['own', 'natural', 'training']} bits per byte, and not on held-out text, {found['own', 'natural', 'held-out']}. "
+        f"Temperature sampling chooses 0.1; at 0.3 it makes the difference {found['alike', 'temperature', 'training']} and "
         f"{found['alike', 'temperature', 'held-out']}. The rate is the smallest tried; the signs on training text are the same at all three"
     )
 
