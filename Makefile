@@ -10,10 +10,10 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce results test lint site lab notebooks bench load panel pack binder fuzz licences lock clean
+.PHONY: address help setup reproduce results test test-all lint site lab notebooks bench load panel pack binder fuzz licences lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PARAMS=params/FILE.yaml chooses the experiment of reproduce and results (default $(PARAMS))"
 	@echo "  SET='-p NAME VALUE' sets a parameter over the file, e.g. SET='-p corpus_path ../imdb'"
 
@@ -34,14 +34,20 @@ reproduce: setup ## run all notebooks on PARAMS: table, verdicts and an HTML rep
 results: setup ## as reproduce, and write the small tables to results/, to be committed
 	$(BIN)/python -m fairlm_utils reproduce $(PARAMS) $(SET) --save-results results/$(basename $(notdir $(PARAMS)))
 
-test: setup ## unit tests in WORKERS=2 processes, then nbval over every notebook
-	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile --durations 25 tests fairlm_utils
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS)
+# A worker takes one file after another, the longest first (tests/conftest.py).
+test: setup ## every test and notebook, in WORKERS=2 processes, but for long ones that passed on the same inputs
+	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder --durations 25 $(ALL) \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests fairlm_utils $(NOTEBOOKS)
 
-lint: setup ## check style of code and notebooks, and types
+test-all: ALL = --all
+test-all: test ## test, the long ones too; what passed is recorded in tests/passed.json
+
+lint: setup ## check style of code and notebooks, types, imports and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check fairlm_utils tests
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/typos
 
 site: setup ## a static site in site/: front page and all committed notebooks, readable without a network
 	$(BIN)/python -m fairlm_utils.report site
@@ -70,6 +76,9 @@ pack: setup ## FOLDER=build/panel, at most 64 MiB, with which a panel runs where
 binder: setup ## replay the Binder image in a fresh environment, and the memory a notebook needs in it
 	$(BIN)/python -m tests.binder $(BINDER_NOTEBOOKS) $(SET)
 
+address: ## URL=https://github.com/ACCOUNT/fairlm, set where the repository lies: Binder's badge, pyproject.toml, CITATION.cff
+	$(PYTHON) binder/address.py "$(URL)"
+
 fuzz: setup ## kill and fuzz for long: KILLS=200 random kills, SECONDS=300 a file format, property tests with many examples
 	$(PIP) --no-deps --require-hashes -r tests/fuzz.lock
 	$(BIN)/python -m tests.kill $(or $(KILLS),200) $(or $(SEED),1) "$$(mktemp -d)"
@@ -77,8 +86,8 @@ fuzz: setup ## kill and fuzz for long: KILLS=200 random kills, SECONDS=300 a fil
 	  HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz_files $$target -max_total_time=$(or $(SECONDS),300) -max_len=4096 || exit 1; done
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_metrics.py tests/test_load.py
 
-licences: setup ## renew LICENCES.md, the table of licences of all dependencies
-	$(BIN)/python -m tests.licences
+licences: setup ## renew LICENCES.md, the licences of all dependencies; fails for one that [tool.pip-licenses] does not allow
+	$(BIN)/pip-licenses --output-file LICENCES.md
 
 lock: setup ## lock the installed versions: requirements.lock with hashes, binder/constraints.txt without
 	$(PIP) uv

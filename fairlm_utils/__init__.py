@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fairlm_utils.lm.remedies import frequency_aware_adamw, loss_weights
     from fairlm_utils.lm.token_loss import Objective
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 __all__ = ["Objective", "TokenFrequencyCallback", "frequency_aware_adamw", "loss_weights"]
 _HOMES = {
     "TokenFrequencyCallback": "callback",

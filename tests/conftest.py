@@ -1,7 +1,10 @@
-"""Shared settings: no network, one thread, a miniature experiment in a temporary folder."""
+"""Shared settings: no network, one thread, a miniature experiment in a temporary folder; which tests run, and in what order."""
 
+import hashlib
 import os
+from pathlib import Path
 
+from fairlm_utils import files
 from fairlm_utils.params import EvaluationParams
 
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
@@ -15,6 +18,58 @@ from hypothesis import settings
 settings.register_profile("long", max_examples=5000, deadline=None)  # make fuzz
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+#: The files that take longest, in this order before all others: no worker ends with one of them alone. 03 needs the run of 02.
+LONGEST = ("08_audit.ipynb", "02_training.ipynb", "test_binder.py", "test_sweep.py", "test_browser.py", "test_crashes.py",
+           "test_training.py", "test_ray.py", "test_readme_commands.py", "test_compile.py", "test_untrusted.py", "test_callback.py",
+           "test_remedies.py", "test_audit.py", "test_processes.py", "test_stacked.py", "test_panel.py", "test_cost.py")  # fmt: skip
+#: Digest of the inputs on which each test marked `inputs` last passed, under its name; committed.
+PASSED = "tests/passed.json"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="also run the tests that passed on the same inputs before")
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # of several processes, the one that has all reports
+        config.pluginmanager.register(_Passed(config.rootpath / PASSED))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what passed on the same inputs, unless --all is given, and put the longest files first."""
+    passed = _Passed(config.rootpath / PASSED).digests
+    for item in items:
+        if marker := item.get_closest_marker("inputs"):
+            digest = inputs_digest(config.rootpath, (str(item.path.relative_to(config.rootpath)), *marker.args))
+            item.user_properties.append(("inputs", digest))
+            if passed.get(item.nodeid) == digest and not config.option.all:
+                item.add_marker(pytest.mark.skip(reason="passed on the same inputs; make test-all runs it"))
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+def inputs_digest(root: Path, patterns: tuple[str, ...]) -> str:
+    """Digest of the files that glob patterns name below the repository's root; each must name one."""
+    for pattern in patterns:
+        if not any(path.is_file() for path in root.glob(pattern)):
+            raise pytest.UsageError(f"the marker `inputs` names {pattern}, which does not exist")
+    return hashlib.sha256(repr(sorted(files.digests(root, patterns).items())).encode()).hexdigest()
+
+
+class _Passed:
+    """Keeps the digests of inputs on which tests passed, and drops those on which they failed."""
+
+    def __init__(self, path: Path):
+        self.path, self.digests = path, files.read_json(path) if path.exists() else {}
+
+    def pytest_runtest_logreport(self, report):
+        digest = dict(report.user_properties).get("inputs")
+        if digest and (report.failed or (report.when == "call" and report.passed)):
+            known = {name: d for name, d in self.digests.items() if name != report.nodeid}
+            self.digests = known if report.failed else {**known, report.nodeid: digest}
+            files.write_json(self.path, self.digests)
+
 
 WORDS = [
     "the",

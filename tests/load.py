@@ -30,7 +30,8 @@ from fairlm_utils import files, frequency, identity, params
 from fairlm_utils.analysis import charts, metrics
 from fairlm_utils.analysis.results import Results, load_results
 from fairlm_utils.experiment import runs, sweep
-from fairlm_utils.lm import evaluation, tokenization
+from fairlm_utils.frequency import SPLITS
+from fairlm_utils.lm import tokenization
 from fairlm_utils.lm.token_loss import TokenSums
 from fairlm_utils.params import EvaluationParams
 
@@ -117,7 +118,7 @@ def _copy(finished: Path, directory: Path, p: EvaluationParams) -> None:
     files.write_json(directory / "params.json", p.model_dump())
     provenance = {**files.read_json(finished / "provenance.json"), "run_id": p.run_id()}
     files.write_json(directory / "provenance.json", provenance)
-    for split in evaluation.SPLITS:
+    for split in SPLITS:
         os.link(finished / f"tokens_{split}.parquet", directory / f"tokens_{split}.parquet")
     for path in sorted((finished / "tables").glob("*.csv")):
         table = pd.read_csv(path, keep_default_na=False, na_values=[""])

@@ -93,10 +93,7 @@ def test_what_would_not_do_on_binder_is_said(changed, said):
     assert said in problem
 
 
-@pytest.mark.skipif(
-    not (os.environ.get("FAIRLM_BINDER") == "1" or os.environ.get("CI") == "true"),
-    reason="installs a fresh environment, minutes: set FAIRLM_BINDER=1, or run make binder",
-)
+@pytest.mark.inputs("tests/binder.py", "binder/*", "requirements.txt", "requirements.lock", "pyproject.toml")
 def test_a_fresh_environment_from_the_binder_files_runs_the_start_page_in_2_gb(tmp_path, capsys):
     found = binder.replay(tmp_path)
     shutil.rmtree(tmp_path / "environment")  # 2 GB

@@ -15,7 +15,7 @@ from fairlm_utils import files, params
 from fairlm_utils.analysis import languages
 from fairlm_utils.analysis.results import load_results, write_results
 from fairlm_utils.experiment.runs import evaluate
-from fairlm_utils.lm import languages
+from fairlm_utils.lm.languages import by_language, language_files
 from fairlm_utils.lm.tokenization import tokenize_corpus
 from fairlm_utils.params import EvaluationParams
 from results.languages import extract
@@ -58,7 +58,7 @@ def test_pages_of_packages_are_found_by_language_and_a_broken_package_is_an_erro
             archive.addfile(member, io.BytesIO(raw))
     with pytest.raises(files.RunError, match="cannot be read"):
         extract.read_pages([tmp_path / "none.deb"])
-    monkeypatch.setattr(languages.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=packed.getvalue()))
+    monkeypatch.setattr(extract.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=packed.getvalue()))
     pages = extract.read_pages(["x.deb"])
     assert pages["German"] == {"a.1": ["Text"], "b.1": []} and not pages["French"]
 
@@ -137,7 +137,7 @@ def test_bits_per_byte_by_hand(corpus):
     for split, ids in (("training", tokenized.train), ("held-out", tokenized.heldout)):
         losses[split] = np.full(len(ids), np.log(2) * (3 if split == "training" else 5))  # nats of 3 and of 5 bits
     low = np.zeros(len(tokenized.tokenizer), dtype=bool)
-    table = languages.by_language(p, tokenized, losses, low).set_index(["split", "language"])
+    table = by_language(p, tokenized, losses, low).set_index(["split", "language"])
     russian = table.loc[("training", "Russian")]
     documents = texts(Path(p.corpus) / "train" / "Russian.jsonl")
     n = sum(len(ids) for ids in tokenized.tokenizer(documents, add_special_tokens=False)["input_ids"])
@@ -146,13 +146,13 @@ def test_bits_per_byte_by_hand(corpus):
     assert russian["share"] == pytest.approx(1 / 3) and table.loc[("held-out", "German"), "share"] > 0.4
     assert russian["tokens_per_word"] == pytest.approx(n / sum(len(t.split()) for t in documents))
     assert russian["low_frequency_types"] == 0
-    assert languages.by_language(p, tokenized, losses, ~low)["low_frequency_types"].eq(1).all()
+    assert by_language(p, tokenized, losses, ~low)["low_frequency_types"].eq(1).all()
     losses["training"][:] = np.nan  # no target: no bytes, no row
-    assert set(languages.by_language(p, tokenized, losses, low)["split"]) == {"held-out"}
+    assert set(by_language(p, tokenized, losses, low)["split"]) == {"held-out"}
 
 
 def test_other_corpora_have_no_languages(miniature):
-    assert languages.language_files(miniature()) == []
+    assert language_files(miniature()) == []
 
 
 def table(small: float, temperature: float) -> pd.DataFrame:

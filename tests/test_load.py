@@ -10,7 +10,7 @@ import torch
 from fairlm_utils import frequency, identity, params
 from fairlm_utils.analysis.results import load_results, read_token_table
 from fairlm_utils.experiment import runs, sweep
-from fairlm_utils.lm import evaluation
+from fairlm_utils.frequency import SPLITS
 from fairlm_utils.lm.token_loss import TokenSums
 from tests import load
 
@@ -59,7 +59,7 @@ def losses_by_threads(p) -> list[np.ndarray]:
     found = []
     for n in (1, 2):
         directory = runs.evaluate(p.model_copy(update={"n_threads": n}))
-        found.append(np.concatenate([read_token_table(directory, s)["loss"] for s in evaluation.SPLITS]))
+        found.append(np.concatenate([read_token_table(directory, s)["loss"] for s in SPLITS]))
     return found
 
 

@@ -110,8 +110,10 @@ def test_what_is_said_of_the_map_is_what_its_notebook_prints():
 
 def test_what_is_said_of_remedies_is_what_their_table_says():
     judged = comparisons.judge_remedies(comparisons.remedy_numbers(load_results(ROOT / "results" / "remedies-regime")))
-    assert comparisons.say_best(judged) in " ".join(README.split())
-    assert comparisons.say_remedies(judged).startswith("there is nothing to remedy here")
+    text = " ".join(README.split())
+    assert comparisons.say_best(judged) in text
+    assert f"By the rule fixed before the runs (100k targets, 10 epochs, 4 seeds) {comparisons.say_remedies(judged)}" in text
+    assert judged["n_seeds"].eq(4).all() and "there is nothing to remedy here" in text
     table = judged.set_index("variant")
     for name in ("label smoothing 0.1", "dropout 0.2", "stop at 7 epochs"):
         for measure in ("heldout_average", "heldout_low_frequency"):
@@ -154,7 +156,8 @@ def test_the_verdicts_in_readme_are_those_of_the_results():
 
 
 def test_readme_is_read_in_two_minutes():
-    assert len(README.splitlines()) <= 140
+    assert len(README.splitlines()) <= 130
+    assert max(len(line) for line in README.splitlines() if "](" not in line) <= 120
     rows = [line for line in README.splitlines() if line.startswith("|")]
     assert max(len(re.sub(r"\]\([^)]*\)", "]", cell)) for row in rows for cell in cells(row)) <= 60
 
@@ -275,7 +278,7 @@ def test_papermill_lines_name_notebooks_and_parameters(tmp_path):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make ([a-z]+)", README + RUNNING):
+    for target in re.findall(r"`?make ([a-z]+(?:-[a-z]+)?)", README + RUNNING):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 

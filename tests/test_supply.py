@@ -4,16 +4,18 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests import licences
+from binder import address
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,7 +92,8 @@ def locked_hashes() -> dict[str, tuple[str, list[str]]]:
 
 def locked_versions() -> dict[str, str]:
     """Version by name of the list without hashes."""
-    return {canonicalize_name(name): version for name, version in licences.locked().items()}
+    lines = (ROOT / "binder" / "constraints.txt").read_text().splitlines()
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
 def test_every_dependency_is_locked_with_hashes_and_without_them_in_the_same_version():
@@ -129,23 +132,39 @@ def test_a_package_whose_bytes_are_not_the_locked_ones_is_not_installed(tmp_path
     assert done.returncode != 0 and "DO NOT MATCH THE HASHES" in done.stderr.upper(), done.stderr
 
 
-def test_every_locked_dependency_has_a_known_licence_that_allows_use():
-    table = licences.read(ROOT / "LICENCES.md")
-    assert set(table) == set(licences.locked()), "make licences"
-    forbidden = {name: licence for name, licence in table.items() if not licences.allowed(licence)}
-    assert not forbidden
+def licences(*options: str) -> subprocess.CompletedProcess:
+    """What `make licences` says, by [tool.pip-licenses] of pyproject.toml, of the packages installed here."""
+    command = [Path(sys.prefix) / "bin" / "pip-licenses", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_licences_that_bind_or_are_unknown_are_found():
-    for licence in (
-        "",
-        "unknown",
-        "AGPL-3.0",
-        "GNU Affero General Public License v3",
-        "GPL-3.0-only",
-        "SSPL-1.0",
-        "Proprietary",
-    ):
-        assert not licences.allowed(licence), licence
-    for licence in ("MIT", "BSD-3-Clause", "Apache-2.0", "LGPL-2.1", "MPL-2.0 AND MIT", "PSF-2.0"):
-        assert licences.allowed(licence), licence
+@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="of the environment that make setup makes")
+def test_every_dependency_has_a_licence_that_allows_use_and_stands_in_the_table():
+    done = licences()
+    assert done.returncode == 0, done.stderr
+    names = set(re.findall(r"^\| ([\w.-]+)", (ROOT / "LICENCES.md").read_text(), re.MULTILINE)) - {"Name"}
+    assert names == set(re.findall(r"^\| ([\w.-]+)", done.stdout, re.MULTILINE)) - {"Name"}, "make licences"
+
+
+def test_a_licence_that_is_not_allowed_is_found():
+    assert licences("--fail-on", "Apache").returncode == 1 and licences("--allow-only", "MIT").returncode == 1
+
+
+def test_the_address_of_the_repository_is_set_in_one_place_and_no_link_is_dead_before(tmp_path):
+    names = ("README.md", "pyproject.toml", "CITATION.cff")
+    for name in names:
+        shutil.copy(ROOT / name, tmp_path)
+    before = {name: (ROOT / name).read_text() for name in names}
+    assert not any(re.search("OWNER|mybinder.org|repository-code|project.urls", text) for text in before.values())
+    address.main("https://github.com/someone/fair.lm.git", tmp_path)
+    once = {name: (tmp_path / name).read_text() for name in names}
+    assert once["README.md"].count("mybinder.org/v2/gh/someone/fair.lm/HEAD?urlpath=") == 1
+    assert (
+        tomllib.loads(once["pyproject.toml"])["project"]["urls"]["Repository"] == "https://github.com/someone/fair.lm"
+    )
+    assert yaml.safe_load(once["CITATION.cff"])["repository-code"] == "https://github.com/someone/fair.lm"
+    address.main("https://github.com/someone/fair.lm", tmp_path)
+    assert {name: (tmp_path / name).read_text() for name in names} == once, "a second time adds something"
+    for wrong in ("", "github.com/someone/fairlm", "https://github.com/someone", "https://example.org/a/b"):
+        with pytest.raises(SystemExit, match="ACCOUNT/REPOSITORY"):
+            address.main(wrong, tmp_path)

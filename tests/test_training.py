@@ -1,6 +1,5 @@
 """Training and evaluation: what is recorded is what was trained; seeds; interruption; invariances."""
 
-import json
 import os
 import signal
 import subprocess
@@ -20,7 +19,9 @@ from fairlm_utils.analysis import metrics
 from fairlm_utils.analysis.results import read_token_table
 from fairlm_utils.experiment import runs
 from fairlm_utils.lm import evaluation, tokenization, training
+from fairlm_utils.lm.models import build_model, load_model
 from fairlm_utils.lm.token_loss import TokenSums, shifted_targets
+from fairlm_utils.params import ParameterError
 
 
 def weights(run):
@@ -62,7 +63,7 @@ def test_recorded_counts_are_the_targets_trained_on(run, miniature):
 
 def test_the_average_of_the_table_is_the_models_own_loss(run, miniature):
     p = miniature()
-    model = evaluation.load_model(run / "model", 0)
+    model = load_model(run / "model", 0)
     data = training.training_blocks(p, tokenization.tokenize_corpus(p))
     with torch.inference_mode():
         own = model(input_ids=data.input_ids, labels=data.labels).loss
@@ -75,7 +76,7 @@ def test_the_average_of_the_table_is_the_models_own_loss(run, miniature):
 
 def test_batch_size_order_and_padding_leave_per_token_means_unchanged(run, miniature):
     p = miniature()
-    model = evaluation.load_model(run / "model", 0)
+    model = load_model(run / "model", 0)
     corpus = tokenization.tokenize_corpus(p)
     data = training.training_blocks(p, corpus)
     reference = evaluation.token_sums(model, data, 64)
@@ -108,7 +109,7 @@ def test_weight_decay_is_decoupled_from_the_gradient(miniature):
     """One step of AdamW with λ differs from one without by the factor 1 − ηλ on the initial weights."""
     p0, p1 = (miniature(steps=1, weight_decay=w, experiment="one-step") for w in (0.0, 2.0))
     a, b = weights(runs.train(p0)), weights(runs.train(p1))
-    start = training.build_model(p0.model, a["model.embed_tokens.weight"].shape[0], p0.context, p0.seed).state_dict()
+    start = build_model(p0.model, a["model.embed_tokens.weight"].shape[0], p0.context, p0.seed).state_dict()
     for name, w0 in a.items():
         torch.testing.assert_close(b[name], w0 - p0.learning_rate * 2.0 * start[name], atol=1e-6, rtol=1e-4)
 
@@ -197,15 +198,15 @@ def test_a_directory_with_other_parameters_is_refused(miniature):
 
 def test_a_model_smaller_than_the_tokenizer_or_unreadable_is_refused(run, tmp_path):
     with pytest.raises(files.RunError, match="token types"):
-        evaluation.load_model(run / "model", 10**6)
+        load_model(run / "model", 10**6)
     with pytest.raises(files.RunError, match="cannot be read"):
-        evaluation.load_model(tmp_path, 10)
+        load_model(tmp_path, 10)
 
 
 def test_derived_quantities_follow_from_the_parameters(miniature):
     p = miniature(weight_decay=2.0, lr_schedule="linear", steps=10)
     corpus = tokenization.tokenize_corpus(p)
-    model = training.build_model(p.model, len(corpus.tokenizer), p.context, 0)
+    model = build_model(p.model, len(corpus.tokenizer), p.context, 0)
     table = training.derived_quantities(p, model, training.training_blocks(p, corpus)).set_index("quantity")["value"]
     assert table["targets a step"] == str(8 * 15) and float(table["epochs"]) == pytest.approx(10 * 8 / 24, rel=1e-3)
     # a linear schedule from η to 0 over T steps sums to η (T + 1) / 2
@@ -294,30 +295,7 @@ def test_out_of_memory_says_what_to_lower(miniature, monkeypatch):
         runs.train(miniature(experiment="too-large"))
 
 
-def test_a_compiled_model_learns_the_same_under_the_same_names(miniature, tmp_path):
-    """Compiling changes the order of sums, and so the last bits alone."""
-    config = tmp_path / "one.json"
-    sizes = dict(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, intermediate_size=16
-    )
-    config.write_text(json.dumps({"model_type": "qwen2", "tie_word_embeddings": True, **sizes}))
-    same = dict(model=str(config), steps=8, n_threads=1)
-    plain, compiled = (miniature(experiment=mode, torch_compile=mode, **same) for mode in ("none", "default"))
-    assert plain.run_id() != compiled.run_id()
-    tables = [pd.read_parquet(runs.evaluate(p) / "tokens_training.parquet") for p in (plain, compiled)]
-    pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-4)
-    names = [set(load_file(identity.run_dir(p) / "model" / "model.safetensors")) for p in (plain, compiled)]
-    assert names[0] == names[1]
-
-
-def test_a_model_that_cannot_be_compiled_is_explained(miniature, monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    with pytest.raises(files.RunError, match=r"torch_compile: .* set torch_compile: none"):
-        runs.train(miniature(experiment="no-compiler", torch_compile="default"))
-
-
 def test_a_batch_that_processes_cannot_share_is_refused(miniature, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(training.ParameterError, match="shared equally"):
+    with pytest.raises(ParameterError, match="shared equally"):
         runs.train(miniature(experiment="three"))

@@ -26,8 +26,9 @@ from fairlm_utils import files, identity, params
 from fairlm_utils.__main__ import main
 from fairlm_utils.analysis import charts
 from fairlm_utils.experiment import audit, report, runs, sweep
-from fairlm_utils.lm import corpora, evaluation, models, tokenization, training
+from fairlm_utils.lm import corpora, models, tokenization, training
 from fairlm_utils.lm.corpora import CorpusError, load_corpus
+from fairlm_utils.lm.models import load_model
 from fairlm_utils.params import AuditParams, CorpusParams, EvaluationParams, ParameterError, TokenizationParams
 from tests.chromium import browser, needs_browser  # noqa: F401 (a fixture)
 
@@ -95,7 +96,7 @@ def a_kernel_of_the_hub(folder, witness):
 def test_a_model_that_is_not_plain_safetensors_is_refused_without_running_it(folder, witness, corpus_file, spoil):
     spoil(folder, witness)
     with pytest.raises(files.RunError, match=r"cannot be read.*pickles are not read, and code .* is never run"):
-        evaluation.load_model(folder, 300)
+        load_model(folder, 300)
     with pytest.raises(files.RunError, match="cannot be read"):
         audited(folder, corpus_file)
 
@@ -129,7 +130,7 @@ def test_code_of_a_model_folder_never_runs(remote, witness, corpus_file):
     with pytest.raises(ParameterError, match="never run"):
         tokenization.load_tokenizer(str(remote))
     with pytest.raises(files.RunError, match="never run"):
-        evaluation.load_model(remote, 300)
+        load_model(remote, 300)
     with pytest.raises(ParameterError, match="never run"):
         audited(remote, corpus_file)
 
@@ -138,7 +139,7 @@ def test_code_beside_a_known_architecture_is_left_alone(remote, witness):
     """Folders of models that transformers has since adopted still carry their own code."""
     config = json.loads((remote / "config.json").read_text())
     (remote / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
-    assert type(evaluation.load_model(remote, 300)) is GPT2LMHeadModel
+    assert type(load_model(remote, 300)) is GPT2LMHeadModel
     assert type(models.build_model(str(remote), 300, 16, seed=0)) is GPT2LMHeadModel
 
 

@@ -31,7 +31,7 @@ from fairlm_utils.lm.corpora import Corpus, load_corpus
 from fairlm_utils.lm.evaluation import check_ids, token_sums, token_table
 from fairlm_utils.lm.models import check_causal, check_context, load_model, n_rows
 from fairlm_utils.lm.tokenization import adds_bos, as_text, blocks, encode, load_tokenizer, n_ids
-from fairlm_utils.lm.words import word_counts, word_losses
+from fairlm_utils.lm.words import by_word_bin, word_counts, word_losses
 from fairlm_utils.params import AuditParams, ParameterError, TrainingParams
 
 NOTEBOOK = "08_audit"
@@ -105,7 +105,7 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
         bins=metrics.by_bin(text, predictions.calibration),
         kinds=metrics.by_kind(text, predictions.calibration),
         classes=metrics.by_class(text, percentile, predictions.calibration),
-        words=words.by_word_bin(words := _counted(words, corpus, p)),
+        words=by_word_bin(words := _counted(words, corpus, p)),
         norms=pd.concat([metrics.norms_by_bin(table, k).assign(matrix=MATRICES[k]) for k in norms], ignore_index=True),
         table=table,
         by_block=by_block,

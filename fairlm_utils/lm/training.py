@@ -111,6 +111,8 @@ class RecordTokenLoss(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         if state.global_step % self.window_steps == 0 or state.global_step == state.max_steps:
             self._close_window(state.global_step)
+        if state.global_step == state.max_steps:  # Trainer would go on from a checkpoint of the last step with one more
+            control.should_save = False
 
     def _close_window(self, step: int) -> None:
         window = self.sums.read(over_processes=True)
