@@ -112,7 +112,10 @@ def test_what_is_said_of_remedies_is_what_their_table_says():
     judged = comparisons.judge_remedies(comparisons.remedy_numbers(load_results(ROOT / "results" / "remedies-regime")))
     text = " ".join(README.split())
     assert comparisons.say_best(judged) in text
-    assert f"By the rule fixed before the runs (100k targets, 10 epochs, 4 seeds) {comparisons.say_remedies(judged)}" in text
+    assert (
+        f"By the rule fixed before the runs (100k targets, 10 epochs, 4 seeds) {comparisons.say_remedies(judged)}"
+        in text
+    )
     assert judged["n_seeds"].eq(4).all() and "there is nothing to remedy here" in text
     table = judged.set_index("variant")
     for name in ("label smoothing 0.1", "dropout 0.2", "stop at 7 epochs"):

@@ -390,7 +390,8 @@ def headline(sentence: str, width: int = 84) -> list[str]:
     ['Rare words pay', 'Frequent ones do not']
     """
     parts = [part.split(" (")[0].split(":")[0] for part in sentence.split("; ")]
-    return [line for part in parts for line in textwrap.wrap(part[:1].upper() + part[1:], width)]
+    parts = [part[:1].upper() + part[1:] if part[:1].isascii() else part for part in parts]  # λ stays λ
+    return [line for part in parts for line in textwrap.wrap(part, width)]
 
 
 def change_by_tokenizer(table: pd.DataFrame, answer: str) -> alt.LayerChart:
@@ -555,7 +556,7 @@ def models_by_bin(
     bins: pd.DataFrame,
     value: str,
     y_title: str,
-    title: str = "",
+    title: str | Sequence[str] = "",
     baselines: pd.DataFrame | None = None,
     x_title: str = _REFERENCE_COUNT,
 ) -> alt.LayerChart:
