@@ -1,5 +1,6 @@
 """The audit of a model that is not ours: a GPT-2 architecture in a folder made with save_pretrained."""
 
+import dataclasses
 import json
 import re
 
@@ -296,6 +297,22 @@ def test_the_answer_of_the_committed_audit_is_that_of_its_tables():
     assert one.bins["n_tokens"].sum() + one.totals["n_separators"] == one.totals["n_tokens"]
 
 
+def test_a_value_rises_or_falls_with_frequency_only_where_its_bins_do_in_every_model():
+    def told(*models):
+        tables = [
+            pd.DataFrame(
+                {"label": f"m{i}", "bin": ["0", "1–2", "3–8", "9–26"], "bin_low": [0, 1, 3, 9], "ece": [9.0, *values]}
+            )
+            for i, values in enumerate(models)
+        ]
+        return answers.by_frequency(pd.concat(tables, ignore_index=True), "ece", "the error", ".1f")
+
+    assert told([1, 2, 3]) == ("The error rises with frequency", ["m0: the error from 1.0 at n_v 1–2 to 3.0 at 9–26"])
+    assert told([3, 2, 1], [6, 5, 4])[0] == "The error falls with frequency"
+    assert told([1, 3, 2])[0] == "The error is highest at n_v 3–8"
+    assert told([1, 2, 3], [3, 2, 1])[0] == "The error by frequency"
+
+
 def finding(low, high, interval, **totals):
     """An audit of nothing but what the verdict reads."""
     classes = pd.DataFrame(
@@ -315,7 +332,11 @@ def test_the_verdict_follows_the_interval():
     worse = finding(-1.0, -2.0, (0.5, 1.5))
     assert "worse than by counting alone; rare types lose less against the unigram than" in answers.verdict(worse)
     assert answers.gain_title([worse]) == "Rare types lose less against the unigram than frequent ones"
-    assert answers.gain_title([worse, finding(3.0, 2.0, (0.5, 1.5))]) == "Gain over the unigram by frequency"
+    better = dataclasses.replace(finding(3.0, 2.0, (0.5, 1.5)), label="b")
+    assert answers.gain_title([worse, better]) == [
+        f"{worse.label}: rare types lose less against the unigram than frequent ones",
+        "b: rare types gain more over the unigram than frequent ones",
+    ]
     assert "no verdict" in answers.verdict(finding(3.0, 2.0, (np.nan, np.nan)))
     assert "33% against 22%" in answers.verdict(finding(3.0, 2.0, (0.5, 1.5)))
 

@@ -92,12 +92,12 @@ def _usual(table: pd.DataFrame) -> pd.DataFrame:
     return large if len(large) > 1 else table  # one alone cannot be compared
 
 
-def gain_title(audits: Sequence[Audit]) -> str:
-    """A title for the chart of gains: what each model's rare types do."""
-    phrases = {_gain_phrase(a) for a in audits}
-    if len(phrases) == 1:
-        return f"Rare types {next(iter(phrases))} frequent ones"
-    return "Gain over the unigram by frequency"
+def gain_title(audits: Sequence[Audit]) -> str | list[str]:
+    """A title for the chart of gains: what rare types do, a line per model where they differ."""
+    phrases = {a.label: f"rare types {_gain_phrase(a)} frequent ones" for a in audits}
+    if len(set(phrases.values())) == 1:
+        return next(iter(phrases.values())).capitalize()
+    return [f"{label}: {phrase}" for label, phrase in phrases.items()]
 
 
 def norms_title(audits: Sequence[Audit]) -> str:
@@ -132,6 +132,29 @@ def frequency_curve(a: Audit) -> str:
         f"n_v {least['bin']}: {least['gain']:+.2f} over types, "
         f"{least['gain_occurrences']:+.2f} over occurrences"
     )
+
+
+def by_frequency(table: pd.DataFrame, value: str, what: str, form: str = ".2f") -> tuple[str, list[str]]:
+    """A title, and a sentence per model: the lowest and the highest `value`, called `what`, of bins with n_v ≥ 1.
+
+    `table`: label, bin, bin_low. "Rises" and "falls" need a rank correlation of 0.9 in every model.
+    """
+    lines, moves = [], []
+    for label, own in table[table["bin_low"] > 0].groupby("label", sort=False):
+        low, high = (own.loc[own[value].idxmin()], own.loc[own[value].idxmax()])
+        rank = own["bin_low"].rank().corr(own[value].rank())
+        moves.append(
+            "rises with frequency"
+            if rank > 0.9
+            else "falls with frequency"
+            if rank < -0.9
+            else f"is highest at n_v {high['bin']}"
+        )
+        lines.append(
+            f"{label}: {what} from {low[value]:{form}} at n_v {low['bin']} to {high[value]:{form}} at {high['bin']}"
+        )
+    found = moves[0] if len(set(moves)) == 1 else "by frequency"
+    return f"{what[:1].upper()}{what[1:]} {found}", lines
 
 
 def worst(a: Audit) -> str:

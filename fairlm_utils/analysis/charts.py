@@ -382,15 +382,16 @@ def change_by_kind(changes: pd.DataFrame) -> alt.Chart:
 
 
 def headline(sentence: str, width: int = 84) -> list[str]:
-    """A sentence as a chart's title: a line a part between semicolons, each without its numbers in brackets or after a colon.
+    """A chart's title from the first sentence of a text: a line per part between semicolons, without what is in brackets or after a colon.
 
     Lines longer than `width` characters are broken, so that a title is no wider than two panels.
 
-    >>> headline("rare words pay: +0.1 nats; frequent ones do not (3 seeds)")
+    >>> headline("rare words pay: +0.1 nats; frequent ones do not (3 seeds). Nor do others.")
     ['Rare words pay', 'Frequent ones do not']
     """
-    parts = [part.split(" (")[0].split(":")[0] for part in sentence.split("; ")]
-    return [line for part in parts for line in textwrap.wrap(part[:1].upper() + part[1:], width)]
+    parts = [part.split(" (")[0].split(":")[0] for part in sentence.split(". ")[0].rstrip(".").split("; ")]
+    parts = [part[:1].upper() + part[1:] if part[:1].isascii() else part for part in parts]  # λ stays λ
+    return [line for part in parts for line in textwrap.wrap(part, width)]
 
 
 def change_by_tokenizer(table: pd.DataFrame, answer: str) -> alt.LayerChart:
@@ -555,7 +556,7 @@ def models_by_bin(
     bins: pd.DataFrame,
     value: str,
     y_title: str,
-    title: str = "",
+    title: str | Sequence[str] = "",
     baselines: pd.DataFrame | None = None,
     x_title: str = _REFERENCE_COUNT,
 ) -> alt.LayerChart | alt.FacetChart:
