@@ -25,7 +25,7 @@ setup: .venv/installed ## make .venv and install what requirements.lock holds, h
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --no-deps $$(grep '^torch==' requirements.txt)
 	$(PIP) --no-deps --require-hashes -r requirements.lock
-	$(PIP) --no-build-isolation -e '.[ray,browser,binder,test,lint]'
+	$(PIP) --no-build-isolation -e '.[ray,browser,binder,test,docs,lint]'
 	touch $@
 
 reproduce: setup ## run all notebooks on PARAMS: table, verdicts and an HTML report; run again to continue
@@ -44,13 +44,13 @@ test-all: test ## test, the long ones too; what passed is recorded in tests/pass
 
 lint: setup ## check style of code and notebooks, types, imports and spelling
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check fairlm_utils tests
+	$(BIN)/ruff format --check fairlm_utils tests docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/typos
 
-site: setup ## a static site in site/: front page and all committed notebooks, readable without a network
-	$(BIN)/python -m fairlm_utils.report site
+site: setup ## a static site in site/: README, notebooks with live charts, results, API; open site/index.html, without a network
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . site
 
 lab: setup ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. notebooks

@@ -351,21 +351,45 @@ def _conclude(file: str | Path, folder: Path, results: Results, done: dict[str, 
         print(f"\n{name}\n{_for_terminal(name, table)}")
     answer = _answer(kept)
     print("".join(f"\n{sentence}" for sentence in answer))
-    lines = [
-        "Weight decay and the loss of low-frequency tokens: claims of arXiv 2410.11985 checked on models trained by this command.",
-        f"Scale: {kept.scale}. Experiment file: {file}. Losses in nats, mean ± sd over seeds.",
-        *answer,
-    ]
+    lines = [*answer, f"{kept.scale}. Experiment file: {file}. Losses in nats, mean ± sd over seeds."]
     title = f"The Fair Language Model Paradox: {results.params['experiment']}"
-    return write_report(folder / "report", title, lines, tables, done)
+    return write_report(folder / "report", title, lines, _for_page(tables), done, _picture(kept))
+
+
+def _for_page(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Tables as they fit a page: claims and verdicts with what explains them, an interval beside its mean."""
+    narrow = {name: _with_intervals(_without_common(table)) for name, table in tables.items()}
+    if "Claims" in tables:
+        said = tables["Claims"]
+        columns = {
+            "claim": said["claim"] + "\n" + said["exhibit"] + "; rule: " + said["rule"],
+            "paper": said["paper"],
+            "here": said["ours"],
+            "verdict": said["verdict"] + "\n" + said["reason"],
+        }
+        narrow["Claims"] = pd.DataFrame(columns)
+    return narrow
+
+
+def _without_common(table: pd.DataFrame) -> pd.DataFrame:
+    """A table without the columns of which the line of its scale says what all rows share."""
+    return table.drop(columns=[c for c in ("model", "n_seeds") if c in table and table[c].nunique() == 1])
+
+
+def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.copy()
+    for name in [c.removesuffix("_low") for c in table if str(c).endswith("_low") and c.removesuffix("_low") in table]:
+        bounds = table[[name, f"{name}_low", f"{name}_high"]]
+        table[name] = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in bounds.itertuples(index=False)]
+        table = table.drop(columns=bounds.columns[1:])
+    return table
 
 
 def _for_terminal(name: str, table: pd.DataFrame) -> str:
     """A table as it fits the terminal: claims as a verdict and a paragraph each, Table 1 under narrow headings."""
     if name != "Claims":
-        if name in ("Table 1", "Scale"):  # the line above it says what all rows share
-            table = table.drop(columns=[c for c in ("model", "n_seeds") if c in table and table[c].nunique() == 1])
-            table = table.rename(columns=lambda c: c.replace("_", "\n"))
+        if name in ("Table 1", "Scale"):
+            table = _without_common(table).rename(columns=lambda c: c.replace("_", "\n"))
         return tabulate(table, headers="keys", showindex=False)
     width = shutil.get_terminal_size((120, 24)).columns
     verdicts = table["verdict"].str.len().max()
