@@ -74,7 +74,7 @@ def read_notebook(text: str) -> nbformat.NotebookNode:
     notebook = nbformat.reads(text, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code" and is_folded(cell):
-            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+            cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), "hide-input"})
         for output in cell.get("outputs", []):
             if spec := output.get("data", {}).get("application/vnd.vegalite.v5+json"):
                 output["data"] = {"text/html": _chart(spec, output["data"]["image/png"], output.metadata["image/png"])}
