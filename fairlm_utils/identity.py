@@ -29,7 +29,7 @@ def run_dir(p: TrainingParams) -> Path:
     return files.within(p.runs_dir, p.experiment, p.run_id())
 
 
-def claim(p: TrainingParams) -> Path:
+def open_run(p: TrainingParams) -> Path:
     """The folder of a run, created, with its resolved parameters in it.
 
     Raises RunError if the folder holds a run of other parameters.
@@ -48,7 +48,7 @@ def claim(p: TrainingParams) -> Path:
     return directory
 
 
-def claim_text(directory: Path, p: TrainingParams, meta: Mapping[str, Any]) -> None:
+def record_text(directory: Path, p: TrainingParams, meta: Mapping[str, Any]) -> None:
     """Record in a run's text.json which text it is trained on, by `meta` of the tokenized corpus.
 
     Raises RunError if the run was begun on another text, tokenizer or config, or if another run of its experiment was.
@@ -102,7 +102,7 @@ def text_identity(known: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str
     found = {f"model {json.dumps({'model': known['model']})}": meta["config"]} if "config" in meta else {}
     for what, key, cls in (("text", "fingerprint", CorpusParams), ("tokenizer", "ids", TokenizationParams)):
         if key in meta:
-            names = cls.model_fields.keys() - TrainingParams.NOT_IDENTITY - {"low_frequency_percentile"}
+            names = cls.model_fields.keys() - TrainingParams.NOT_IN_RUN_ID - {"low_frequency_percentile"}
             named = {name: known.get(name, cls.model_fields[name].default) for name in names}
             found[f"{what} {json.dumps(named, sort_keys=True)}"] = meta[key]
     return found

@@ -1,4 +1,4 @@
-"""Typed parameters: one class a notebook, one YAML file an experiment, every problem reported at once.
+"""Typed parameters: one class per notebook, one YAML file per experiment, every problem reported at once.
 
 The fields below are the single definition of every parameter. A notebook's `parameters` cell repeats the
 fields of its class (a test compares names, types, defaults and comments), and an experiment file in `params/`
@@ -59,7 +59,7 @@ def _path_name(name: str) -> str:
     name = os.path.expanduser(name)
     encoded = os.fsencode(name)
     if len(encoded) > MAX_PATH_BYTES or any(len(part) > MAX_NAME_BYTES for part in encoded.split(b"/")):
-        raise ValueError(f"is too long for a path, of at most {MAX_NAME_BYTES} bytes a name, {MAX_PATH_BYTES} in all")
+        raise ValueError(f"is too long for a path, of at most {MAX_NAME_BYTES} bytes per name, {MAX_PATH_BYTES} in all")
     return name
 
 
@@ -73,7 +73,7 @@ class ParameterError(files.UserError, ValueError):
 
 
 class Parameters(BaseModel):
-    """Checked, immutable parameters; a subclass a notebook."""
+    """Checked, immutable parameters; one subclass per notebook."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -176,7 +176,7 @@ class TrainingParams(TokenizationParams):
         max_length=200,
         description="name of the experiment, a folder of runs_dir",
     )
-    context: int = Field(64, ge=2, description="tokens a block")
+    context: int = Field(64, ge=2, description="tokens per block")
     packing: bool = Field(
         True, description="documents joined and cut into full blocks; False takes the first block of each document"
     )
@@ -221,7 +221,7 @@ class TrainingParams(TokenizationParams):
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW ε")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is clipped to this, 0 does not clip")
     steps: int = Field(400, ge=1, description="optimiser steps")
-    batch_size: int = Field(16, ge=1, description="blocks a step, over all devices, before accumulation")
+    batch_size: int = Field(16, ge=1, description="blocks per step, over all devices, before accumulation")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed into one step")
     window_steps: int = Field(36, ge=1, description="steps a window of the recorded learning curves")
     checkpoint_steps: int = Field(
@@ -239,11 +239,11 @@ class TrainingParams(TokenizationParams):
     seed: int = Field(0, ge=0, description="seed of the initialisation and of the batch order")
 
     #: Fields that change where or how often a run writes, not its results: left out of its identity.
-    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset(
+    NOT_IN_RUN_ID: ClassVar[frozenset[str]] = frozenset(
         {"experiment", "runs_dir", "corpus_path", "checkpoint_steps", "device", "sharded", "variant"}
     )
     #: Fields added later: left out of the identity at their defaults, so that earlier runs keep their names.
-    ADDED: ClassVar[frozenset[str]] = frozenset(
+    OMITTED_AT_DEFAULT: ClassVar[frozenset[str]] = frozenset(
         {
             "bos",
             "embedding_decay",
@@ -296,9 +296,9 @@ class TrainingParams(TokenizationParams):
     def identity(self) -> dict[str, Any]:
         """The parameters that determine the results of a run."""
         fields = TrainingParams.model_fields
-        at_default = {name for name in self.ADDED if getattr(self, name) == fields[name].default}
+        at_default = {name for name in self.OMITTED_AT_DEFAULT if getattr(self, name) == fields[name].default}
         return self.model_dump(
-            exclude=set(self.NOT_IDENTITY) | at_default | (type(self).model_fields.keys() - fields.keys())
+            exclude=set(self.NOT_IN_RUN_ID) | at_default | (type(self).model_fields.keys() - fields.keys())
         )
 
     def run_id(self) -> str:
@@ -377,7 +377,7 @@ class RemediesParams(Parameters):
     remedy_results: PathNames = Field(
         ["results/remedies-regime", "results/remedies-memorising", "results/remedies-onepass"],
         min_length=1,
-        description="results of experiments with variants, one a regime",
+        description="results of experiments with variants, one per regime",
     )
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
 
@@ -397,7 +397,7 @@ class AuditParams(CorpusParams):
         "results/map/gains.csv", min_length=1, description="gains of models of known regimes, to show a model beside"
     )
     bos: Bos = Field("auto", description="documents begin with the BOS token, auto as the tokenizer's own rule has it")
-    context: int = Field(64, ge=2, description="tokens a block")
+    context: int = Field(64, ge=2, description="tokens per block")
     max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")
     low_frequency_percentile: float = Field(
         95.0, gt=0, lt=100, description="types at or below this percentile of the counts are low-frequency"

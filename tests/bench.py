@@ -1,7 +1,7 @@
 """`make bench`: the promised ratios of speed, both sides of each timed in turn in one run, medians of the pairs.
 
 Ratios of training and evaluation are of the quick experiment's model; tokenizing needs a local copy of the IMDB data set:
-`make bench IMDB=folder`. `make bench PANEL=params/paper/openelm-270m-imdb.yaml` measures tokens a second of a panel instead.
+`make bench IMDB=folder`. `make bench PANEL=params/paper/openelm-270m-imdb.yaml` measures tokens per second of a panel instead.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def train_stock(s: Setting, watched: bool) -> float:
 def bench_panel(file: str, steps: int, modes: Sequence[str] = ("none", "default")) -> pd.DataFrame:
     """Tokens a second, padding included, of a panel's training: compiled or not, ours and a stock Trainer's.
 
-    MFU is the model's FLOPs a second over the device's peak, empty where that is unknown. Blocks fill whole batches: a
+    MFU is the model's FLOPs per second over the device's peak, empty where that is unknown. Blocks fill whole batches: a
     compiled model is compiled again for a ragged one.
     """
     rows = []

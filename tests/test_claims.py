@@ -11,7 +11,7 @@ from fairlm_utils.analysis.results import Results, load_results
 from tests.test_scale import NARROW, WIDE, experiment
 
 RESULTS = Path(__file__).parents[1] / "results"
-NARROW_COUNTS = "3 to 6 tokens a type: the counts give a ratio of about 2 at the paper's slope, not 5.7"
+NARROW_COUNTS = "3 to 6 tokens per type: the counts give a ratio of about 2 at the paper's slope, not 5.7"
 AVERAGE, BALANCED, RATIO, FIGURE_1, ACCURACY, THRESHOLD, SPEED, HELD_OUT = range(8)
 
 

@@ -48,7 +48,7 @@ def test_parameters_of_a_tied_model_multiply_once_and_an_untied_look_up_never(tm
 def test_costs_scale_with_steps_and_runs():
     one = cost.cost(EvaluationParams.check({"steps": 100}), "H200")
     two = cost.cost(EvaluationParams.check({"steps": 200}), "H200", n_runs=3)
-    assert two["FLOPs a run"] == pytest.approx(2 * one["FLOPs a run"]) and two["hours in all"] == pytest.approx(
+    assert two["FLOPs per run"] == pytest.approx(2 * one["FLOPs per run"]) and two["hours in all"] == pytest.approx(
         6 * one["hours in all"]
     )
     with pytest.raises(ParameterError, match="hardware"):
@@ -70,7 +70,7 @@ def test_four_panels_with_what_the_paper_states():
 def test_what_a_panels_settings_imply_is_what_its_file_says(file):
     p, text = params.expand(params.read(file))[-1], file.read_text(encoding="utf-8")
     said = re.search(
-        r"Implied: (\S+) epochs of (\S+) blocks; λ Σ lr = (\S+) λ; τ = 1/\(lr λ\) is (\S+)/λ epochs .*; (\S+) parameters a target "
+        r"Implied: (\S+) epochs of (\S+) blocks; λ Σ lr = (\S+) λ; τ = 1/\(lr λ\) is (\S+)/λ epochs .*; (\S+) parameters per target "
         r"\((\S+) targets",
         text,
     )

@@ -211,8 +211,8 @@ def of_languages_row() -> str:
     assert "small languages more than the large one" in answer and "not reliably more or less than" in answer
     return (
         f"at the λ that held-out text chooses (0.3) decay costs the five smallest more than the largest on training text, "
-        f"{found['own', 'natural', 'training']} bits a byte, and not on held-out text, {found['own', 'natural', 'held-out']}. Temperature "
-        f"sampling chooses 0.1; at 0.3 it makes the difference {found['alike', 'temperature', 'training']} and "
+        f"{found['own', 'natural', 'training']} bits per byte, and not on held-out text, {found['own', 'natural', 'held-out']}. "
+        f"Temperature sampling chooses 0.1; at 0.3 it makes the difference {found['alike', 'temperature', 'training']} and "
         f"{found['alike', 'temperature', 'held-out']}. The rate is the smallest tried; the signs on training text are the same at all three"
     )
 

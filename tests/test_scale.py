@@ -14,7 +14,7 @@ from fairlm_utils.analysis.results import Results
 from fairlm_utils.experiment import cost
 from fairlm_utils.params import TrainingParams
 
-#: Training counts and how many types have each: one count a bin, so that the bins lose nothing.
+#: Training counts and how many types have each: one count per bin, so that the bins lose nothing.
 NARROW = pd.DataFrame({"n_train": [1, 4, 16, 64], "n_types": [60, 30, 8, 2]})
 #: Counts as wide as the paper's, R(0.42) = 5.7.
 WIDE = pd.DataFrame({"n_train": [1, 9, 81, 729, 6561], "n_types": [178, 300, 300, 120, 10]})

@@ -163,7 +163,7 @@ def test_a_failed_run_is_reported_with_its_log_and_the_others_finish(miniature, 
         miniature(experiment="fails", steps=2, window_steps=2),
         miniature(experiment="fails", steps=2, window_steps=2, seed=1),
     )
-    directory = identity.claim(bad)
+    directory = identity.open_run(bad)
     known = files.read_json(directory / "params.json")
     files.write_json(directory / "params.json", {**known, "adam_beta1": 0.5})  # as if another run had been there
     outcomes = {o.run_id: o for o in sweep.sweep([good, bad], retries=0)}

@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
 
 def test_a_directory_with_other_parameters_is_refused(miniature):
     p = miniature(experiment="foreign")
-    directory = identity.claim(p)
+    directory = identity.open_run(p)
     known = files.read_json(directory / "params.json")
     files.write_json(directory / "params.json", {**known, "learning_rate": 1.0})
     with pytest.raises(files.RunError, match="learning_rate"):
@@ -208,7 +208,7 @@ def test_derived_quantities_follow_from_the_parameters(miniature):
     corpus = tokenization.tokenize_corpus(p)
     model = build_model(p.model, len(corpus.tokenizer), p.context, 0)
     table = training.derived_quantities(p, model, training.training_blocks(p, corpus)).set_index("quantity")["value"]
-    assert table["targets a step"] == str(8 * 15) and float(table["epochs"]) == pytest.approx(10 * 8 / 24, rel=1e-3)
+    assert table["targets per step"] == str(8 * 15) and float(table["epochs"]) == pytest.approx(10 * 8 / 24, rel=1e-3)
     # a linear schedule from η to 0 over T steps sums to η (T + 1) / 2
     assert training.decay_sum(p) == pytest.approx(2.0 * 3e-3 * 5.5)
     assert np.isnan(training.decay_sum(p.model_copy(update={"weight_decay_form": "l2"})))

@@ -55,7 +55,7 @@ def test_a_run_has_losses_by_word_where_they_were_asked_for_and_committed_tables
     held = found.words[found.words["split"] == "held-out"]
     assert list(found.words.columns) == SOME_TABLES["words"] and (held["loss"] > 0).all()
     tokens = found.totals.set_index("split").loc["held-out", "n_tokens"]
-    assert 8 < held["n_occurrences"].sum() < tokens  # of at most 16 tokens a block
+    assert 8 < held["n_occurrences"].sum() < tokens  # of at most 16 tokens per block
     write_results(found, tmp_path / "r", "make results")
     pd.testing.assert_frame_equal(load_results(tmp_path / "r").words, found.words, rtol=1e-6)
     runs.evaluate(miniature(experiment="wordless", steps=2, window_steps=2))

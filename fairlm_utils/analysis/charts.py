@@ -170,8 +170,8 @@ def _beside(groups: Sequence[str], field: str) -> alt.XOffset:
 
 def _against_weight_decay(
     frame: pd.DataFrame, group: str, colours: dict[str, str], y_title: str, zero: bool = True
-) -> alt.LayerChart:
-    """One curve a group against λ, with intervals over seeds; λ on evenly spaced positions, since 0 has no logarithm."""
+) -> alt.LayerChart | alt.FacetChart:
+    """One curve per group against λ, with intervals over seeds; λ on evenly spaced positions, since 0 has no logarithm."""
     frame = _labelled(frame)
     order, title = _labels(frame), group.replace("_", " ")
     base = alt.Chart().encode(
@@ -229,7 +229,7 @@ def figure_3(totals: pd.DataFrame, chance: float | None = None) -> alt.Chart:
     )
 
 
-def _losses(curves: alt.LayerChart, frame: pd.DataFrame, chance: float | None, title: str, of: str) -> alt.Chart:
+def _losses(curves: Any, frame: pd.DataFrame, chance: float | None, title: str, of: str) -> alt.Chart:
     """Curves of losses against λ as panels, with `chance` on held-out text, the only one whose losses are near it."""
     frame = _labelled(frame)
     keys = [k for k in ("model", "split", "λ") if k in frame]
@@ -241,8 +241,8 @@ def _losses(curves: alt.LayerChart, frame: pd.DataFrame, chance: float | None, t
 
 
 def _beside_baselines(
-    frame: pd.DataFrame, baselines: pd.DataFrame | None, x: alt.X, curves: list[alt.Chart]
-) -> tuple[pd.DataFrame, list[alt.Chart]]:
+    frame: pd.DataFrame, baselines: pd.DataFrame | None, x: alt.X, curves: list[Any]
+) -> tuple[pd.DataFrame, list[Any]]:
     """A table with the rows of its baselines, and its layers, each of its own rows: dashed grey lines over the curves."""
     if baselines is None or baselines.empty:
         return frame, curves
@@ -267,7 +267,7 @@ def _beside_baselines(
 def by_bin(
     bins: pd.DataFrame, y_title: str = "loss (nats, mean over types)", baselines: pd.DataFrame | None = None
 ) -> alt.Chart:
-    """Figures 4 and 5: a value (y, `y_title`) by frequency bin of the training count n_v (x), one curve a λ.
+    """Figures 4 and 5: a value (y, `y_title`) by frequency bin of the training count n_v (x), one curve per λ.
 
     `bins`: weight_decay, split, bin, bin_low and the columns of `over_seeds`. A click in the legend shows one λ. Dashed are
     the `baselines` of a loss, as `metrics.baselines` makes them.
@@ -333,7 +333,7 @@ def regime_map(cells: pd.DataFrame, value: str, panel: str, title: str, subtitle
     return (
         alt.layer(tiles, numbers, chosen)
         .properties(width=alt.Step(64), height=alt.Step(44))
-        .facet(alt.Column(f"{panel}:N", title=None, sort=panels, header=alt.Header(labelFontSize=13)))
+        .facet(column=alt.Column(f"{panel}:N", title=None, sort=panels, header=alt.Header(labelFontSize=13)))
         .properties(
             title=alt.Title(title, subtitle=subtitle, anchor="start"),
             description=f"Heat map of {value} by number of targets and epochs. {title}",
@@ -342,7 +342,7 @@ def regime_map(cells: pd.DataFrame, value: str, panel: str, title: str, subtitle
 
 
 def change_by_weight_decay(changes: pd.DataFrame, group: str = "frequency_class") -> alt.Chart:
-    """Change of a loss from λ = 0 (y, nats) against λ (x), one curve a value of `group`, with intervals over seeds.
+    """Change of a loss from λ = 0 (y, nats) against λ (x), one curve per value of `group`, with intervals over seeds.
 
     `changes`: weight_decay, split, `group` and the columns of `comparisons.paired`; regime if there are several. Above
     the line at 0 weight decay harms, below it helps.
@@ -404,7 +404,7 @@ def change_by_tokenizer(table: pd.DataFrame, answer: str) -> alt.LayerChart:
     labelled = frame.assign(
         label=frame["variant"] + frame["compared"].map(", λ = {:g}".format) + none, n_words=frame["n"]
     )
-    y_title, x_title = "change of the loss (nats a word)", "occurrences of a word in the training text"
+    y_title, x_title = "change of the loss (nats per word)", "occurrences of a word in the training text"
     chart = models_by_bin(labelled, "change", y_title, x_title=x_title)
     return chart.properties(title=headline(answer)).configure_legend(labelLimit=0)
 
@@ -445,8 +445,8 @@ def change_by_language(changes: pd.DataFrame, answer: str) -> alt.Chart:
     )
 
 
-def reliability(curves: pd.DataFrame) -> alt.Chart:
-    """Accuracy (y) against confidence (x) of low- and high-frequency targets, one curve a λ; the diagonal is calibrated.
+def reliability(curves: pd.DataFrame) -> alt.Chart | alt.FacetChart:
+    """Accuracy (y) against confidence (x) of low- and high-frequency targets, one curve per λ; the diagonal is calibrated.
 
     `curves`: weight_decay, frequency_class, confidence, accuracy (means over seeds); regime if there are several.
     """
@@ -508,7 +508,7 @@ def _pareto_panel(frame: pd.DataFrame, regime: str, x: str) -> alt.HConcatChart:
     field = "heldout_low_frequency"
     y = alt.Y(f"{field}:Q", title=y_title, scale=alt.Scale(zero=False, padding=8))
     base = alt.Chart().encode(x=alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, padding=12)), y=y)
-    rule = {"color": "#909090", "opacity": 0.7, "clip": True}
+    rule: dict[str, Any] = {"color": "#909090", "opacity": 0.7, "clip": True}
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
         color=alt.Color(
             "kind_of_remedy:N",
@@ -559,7 +559,7 @@ def models_by_bin(
     title: str | Sequence[str] = "",
     baselines: pd.DataFrame | None = None,
     x_title: str = _REFERENCE_COUNT,
-) -> alt.LayerChart:
+) -> alt.LayerChart | alt.FacetChart:
     """A value (y, `y_title`) by frequency bin (x), one curve per model, with a rule at 0 where values cross it.
 
     `bins` has label, bin, bin_low and `value`, and low and high if its intervals are to be drawn; `baselines` have label, bin,
@@ -657,8 +657,8 @@ def _by_rung(names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def added_by_count(points: pd.DataFrame) -> alt.LayerChart:
-    """Loss that λ adds (y, nats, log) against the training count n_v (x, log), a colour a rung, with its fitted power law.
+def added_by_count(points: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
+    """Loss that λ adds (y, nats, log) against the training count n_v (x, log), one colour per rung, with its fitted power law.
 
     `points`: rung, weight_decay, n_train, mean, low, high (intervals over seeds) and fitted, as `ladder.by_count` makes them.
     """
@@ -687,11 +687,11 @@ def added_by_count(points: pd.DataFrame) -> alt.LayerChart:
     )
 
 
-def ratio_by_counts(table: pd.DataFrame) -> alt.LayerChart:
+def ratio_by_counts(table: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
     """Δ token-balanced / Δ average: measured (y, log) against what the counts give at the fitted slope (x, log).
 
     `table`: rung, weight_decay, ratio, low, high, predicted, predicted_low, predicted_high, slope, as `ladder.ratios` makes them: a
-    point a rung (shape) and λ (colour). On the dashed diagonal the added loss is a power of the count. Intervals are cut off at
+    point per rung (shape) and λ (colour). On the dashed diagonal the added loss is a power of the count. Intervals are cut off at
     the edges.
     """
     frame = _labelled(table.dropna(subset=["ratio", "predicted"]))
@@ -725,7 +725,7 @@ def ratio_by_counts(table: pd.DataFrame) -> alt.LayerChart:
         height=1.4 * WIDTH,
         title="Ratio of the changes: measured, and by the counts",
         description="Scatter of the measured ratio of the balanced to the average change against the ratio that the counts give at the "
-        "fitted slope, a colour a weight decay and a shape a rung, with intervals and the diagonal",
+        "fitted slope, a colour a weight decay and one shape per rung, with intervals and the diagonal",
     )
 
 
@@ -737,7 +737,7 @@ _CHANGES = {
 }
 
 
-def effects(table: pd.DataFrame, weight_decay: float) -> alt.LayerChart:
+def effects(table: pd.DataFrame, weight_decay: float) -> alt.LayerChart | alt.FacetChart:
     """What λ changes (y, nats) against how far λ = 0 lies above the floor (x, nats, log), with intervals over seeds.
 
     `table`: rung, excess_average and low, average, high, each with _low and _high, as `ladder.effects` makes them. A column of points
@@ -880,7 +880,7 @@ def _as_csv(frame: pd.DataFrame) -> alt.InlineData:
     return alt.InlineData(values=frame.to_csv(index=False), format=alt.CsvDataFormat(type="csv", parse=kinds))
 
 
-def _columns(rows: alt.Chart, columns: dict[str, str]) -> alt.LayerChart:
+def _columns(rows: alt.Chart, columns: dict[str, str]) -> alt.LayerChart | alt.FacetChart:
     """A list with headings: one layer of text a column, whose rows `rows` has on an ordinal y from 1; 0 is the headings'.
 
     `columns` maps fields to number formats; the first is left-aligned text.
@@ -985,8 +985,8 @@ def token_explorer(
     )
 
 
-def learning_curves(curves: pd.DataFrame, n_bins: int = 4, chance: float | None = None) -> alt.Chart:
-    """Loss in the training stream (y, nats, mean over types) against step (x), a panel a frequency bin, a line a λ.
+def learning_curves(curves: pd.DataFrame, n_bins: int = 4, chance: float | None = None) -> alt.Chart | alt.FacetChart:
+    """Loss in the training stream (y, nats, mean over types) against step (x), a panel a frequency bin, one line per λ.
 
     Shows `n_bins` bins from the rarest to the most frequent; bands are intervals over seeds, cut off below 0. Dashed is
     `chance`, the loss log V of a uniform guess.
@@ -1027,7 +1027,7 @@ def _log(field: str, title: str, format: str = "~g", values: Sequence[float] = (
     return {"shorthand": field, "title": title, "scale": alt.Scale(type="log", nice=False, **scale), "axis": axis}
 
 
-def rank_frequency(frame: pd.DataFrame, percentiles: pd.DataFrame) -> alt.Chart:
+def rank_frequency(frame: pd.DataFrame, percentiles: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
     """Figure 2a: occurrences of a type (y, log) against its rank (x, log), with marks at percentiles of the counts.
 
     `frame`: rank, count. `percentiles`: percentile, count.
@@ -1054,7 +1054,7 @@ def rank_frequency(frame: pd.DataFrame, percentiles: pd.DataFrame) -> alt.Chart:
     )
 
 
-def coverage(frame: pd.DataFrame) -> alt.Chart:
+def coverage(frame: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
     """Share of tokens covered (y) by the most frequent share of the types (x, log). Columns top_share, coverage, source."""
     colours = {"measured": "#0072b2", "the paper's claim": "#d55e00"}
     base = alt.Chart(frame).encode(
@@ -1130,7 +1130,9 @@ def _lines(token: str, columns: int) -> list[str]:
     return pieces
 
 
-def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int = 92) -> alt.LayerChart:
+def coloured_tokens(
+    tokens: Sequence[str], classes: Sequence[str], columns: int = 92
+) -> alt.LayerChart | alt.FacetChart:
     """Figure 2a, right: an example document, its tokens in the order of reading, coloured by frequency class.
 
     `tokens` are spelled strings (see `tokenization.spell`), `classes` "low" or "high" of the same length. Lines break at
@@ -1174,7 +1176,7 @@ def coloured_tokens(tokens: Sequence[str], classes: Sequence[str], columns: int 
     )
 
 
-def hurt_tokens(frame: pd.DataFrame, chance: float) -> alt.LayerChart:
+def hurt_tokens(frame: pd.DataFrame, chance: float) -> alt.LayerChart | alt.FacetChart:
     """Loss (x, nats) of single token types (y), in the order given, beside `chance`. Columns token, token_id, n_train, loss."""
     names = [f"{t!r} · {n:,}×" for t, n in zip(frame["token"], frame["n_train"], strict=True)]
     keys = [f"{i}\n{name}" for i, name in zip(frame["token_id"], names, strict=True)]  # types may share a name
@@ -1198,7 +1200,7 @@ def hurt_tokens(frame: pd.DataFrame, chance: float) -> alt.LayerChart:
 
 
 def theory_loss(frame: pd.DataFrame, thresholds: pd.DataFrame) -> alt.HConcatChart:
-    """Section 5: loss of a class (left, nats) and its derivative in λ (right) against its samples n_k (x), one curve a λ.
+    """Section 5: loss of a class (left, nats) and its derivative in λ (right) against its samples n_k (x), one curve per λ.
 
     `frame`: n_k, weight_decay, loss, derivative. `thresholds`: weight_decay, n_k below which a class collapses (dashed).
     """
@@ -1232,7 +1234,7 @@ def theory_loss(frame: pd.DataFrame, thresholds: pd.DataFrame) -> alt.HConcatCha
 
 
 def theory_fit(frame: pd.DataFrame) -> alt.FacetChart:
-    """Measured loss above the floor by frequency bin (points, nats) with the theory's fitted curve (line) against n_k, a panel a λ.
+    """Measured loss above the floor by frequency bin (points, nats) with the theory's fitted curve (line) against n_k, one panel per λ.
 
     `frame`: n_k, weight_decay, measured, fitted; model if there are several.
     """

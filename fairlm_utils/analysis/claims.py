@@ -55,7 +55,7 @@ class Claim:
 
 
 def claims(results: Results, weight_decay: float | None = None, confidence: float = 0.95) -> pd.DataFrame:
-    """The claims table: one row a model and claim, with the paper's number, ours (mean and Student-t interval) and the verdict.
+    """The claims table: one row per model and claim, with the paper's number, ours (mean and Student-t interval) and the verdict.
 
     `weight_decay` is the λ compared with λ = 0, the largest run up to 1 if none is given; the paper's public numbers are at
     1, of a learning rate that it does not state. A verdict is "no verdict" where the
@@ -312,7 +312,7 @@ def _change_paper(column: str) -> float:
 
 
 def _change(frame: pd.DataFrame, value: str, weight_decay: float) -> pd.Series:
-    """Change of `value` from λ = 0, one a seed."""
+    """Change of `value` from λ = 0, one per seed."""
     changed = metrics.changes(frame[frame["weight_decay"].isin([0.0, weight_decay])], value)
     return changed.set_index("seed")["difference"]
 

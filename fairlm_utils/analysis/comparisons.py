@@ -47,7 +47,7 @@ def split_rate(variant: pd.Series) -> pd.DataFrame:
 
 
 def rates(results: Results) -> pd.DataFrame:
-    """The learning rates tried of each setting: a row a variant "NAME, lr RATE", held-out average losses (nats), means over seeds.
+    """The learning rates tried of each setting: one row per variant "NAME, lr RATE", held-out average losses (nats), means over seeds.
 
     Columns: variant, name, learning_rate, loss and sd (at λ = 0), kept (the lowest `loss` of its name), best_weight_decay and
     best_loss (the lowest over λ at that rate). Raises RunError for variants of other names.
@@ -63,7 +63,7 @@ def rates(results: Results) -> pd.DataFrame:
 
 
 def say_rates(table: pd.DataFrame) -> list[str]:
-    """A sentence a setting from a table of `rates`: which rate was kept, whether it ends the grid, and what another choice takes."""
+    """A sentence per setting from a table of `rates`: which rate was kept, whether it ends the grid, and what another choice takes."""
     lines = []
     for name, own in table.groupby("name", sort=False):
         kept, best, tried = own[own["kept"]].iloc[0], own.loc[own["best_loss"].idxmin()], own["learning_rate"]
@@ -132,9 +132,9 @@ def say_changes(changes: pd.DataFrame, group: str, value: str = "loss", unit: st
 def slope_test(
     classes: pd.DataFrame, value: str = "loss", largest: float = 1.0, confidence: float = 0.95
 ) -> pd.DataFrame:
-    """Whether low-frequency types rise faster with λ than high-frequency ones: a row a model, split and regime.
+    """Whether low-frequency types rise faster with λ than high-frequency ones: one row per model, split and regime.
 
-    The slope is that of the least-squares line of `value` against λ in [0, `largest`], one a seed and class (nats per
+    The slope is that of the least-squares line of `value` against λ in [0, `largest`], one per seed and class (nats per
     unit of λ). Columns: low, high (mean slopes), difference with its interval (difference_low, difference_high), p_value
     of the one-sided paired t test that the difference is not above 0, n_seeds, n_weight_decays. Raises ValueError with
     fewer than two values of λ.
@@ -376,7 +376,7 @@ def remedy_points(
 
 
 def mean_sd(frame: pd.DataFrame, by: str, values: Sequence[str]) -> pd.DataFrame:
-    """A table to read: `mean ± sd` over seeds of each of `values`, a row a value of `by`, in the order they come."""
+    """A table to read: `mean ± sd` over seeds of each of `values`, one row per value of `by`, in the order they come."""
     grouped = frame.groupby(by, sort=False)[list(values)]
     mean, sd = grouped.mean(), grouped.std()
     cells = {v: [f"{a:.3f} ± {b:.3f}" for a, b in zip(mean[v], sd[v], strict=True)] for v in values}
@@ -393,7 +393,7 @@ def stacked(regimes: Mapping[str, Results], table: str) -> pd.DataFrame:
 def at_weight_decay(results: Results, weight_decay: float, confidence: float = 0.95) -> pd.DataFrame:
     """Change from λ = 0 to `weight_decay`, or the largest λ below it that was run, as `mean ± half interval` (nats).
 
-    One row a variant and split: average and token-balanced loss, low- and high-frequency types. Raises ValueError if the
+    One row per variant and split: average and token-balanced loss, low- and high-frequency types. Raises ValueError if the
     experiment has no λ between 0 and `weight_decay`.
     """
     run = results.totals["weight_decay"]
@@ -414,7 +414,7 @@ def at_weight_decay(results: Results, weight_decay: float, confidence: float = 0
 
 
 def findings(changes: pd.DataFrame, slopes: pd.DataFrame, weight_decay: float) -> list[str]:
-    """Sentences that the tables of `paired` and `slope_test` support, one a regime and text, harm and help alike."""
+    """Sentences that the tables of `paired` and `slope_test` support, one per regime and text, harm and help alike."""
     lines = []
     for row in slopes.itertuples():
         here = changes[(changes["regime"] == row.regime) & (changes["split"] == row.split)]
@@ -442,7 +442,7 @@ def _direction(change: pd.Series) -> str:
 def tokenizers(results: Results, confidence: float = 0.95) -> pd.DataFrame:
     """What the λ that held-out words choose changes, by frequency of words and of token types: variants are tokenizers.
 
-    The λ of a variant is that of the lowest mean held-out loss per word (over occurrences, mean over seeds). A row a variant,
+    The λ of a variant is that of the lowest mean held-out loss per word (over occurrences, mean over seeds). A row per variant,
     `unit` (word, token), split and frequency bin, and `bin` "all" over occurrences. Columns, nats: weight_decay (the λ chosen),
     at_edge (it is the largest run), n (distinct words, or types), unigram (tokens alone; in a bin over its types), loss_none
     (mean over seeds at λ = 0; in a bin over its words or types), loss at the λ chosen (loss_low, loss_high), change from λ = 0
@@ -529,7 +529,7 @@ def say_tokenizers(table: pd.DataFrame, confidence: float = 0.95) -> list[str]:
     )
     lines = [
         f"{head}; {gains}",
-        f"words with a count of {label}, change of the held-out loss from λ = 0, nats a word: {'; '.join(said)}",
+        f"words with a count of {label}, change of the held-out loss from λ = 0, nats per word: {'; '.join(said)}",
     ]
     levels = []
     for v, row in best.iterrows():
@@ -539,7 +539,7 @@ def say_tokenizers(table: pd.DataFrame, confidence: float = 0.95) -> list[str]:
             f"{v} {row['loss']:.3f} [{row['loss_low']:.3f}, {row['loss_high']:.3f}] at λ = {row['weight_decay']:g}"
             f"{', the largest tried' if row['at_edge'] else ''} (the unigram of its own tokens about {by_unigram:.2f})"
         )
-    lines.append(f"held-out loss at the λ chosen, nats a word: {'; '.join(levels)}")
+    lines.append(f"held-out loss at the λ chosen, nats per word: {'; '.join(levels)}")
     for v, row in best.iterrows():
         does, r = f"λ = {row['compared']:g}", rare.loc[v]
         does = does if used[v] else f"decay buys nothing at this rate; {does}, the smallest tried,"

@@ -1,6 +1,6 @@
 """What types of each frequency forgo at the λ that the average held-out loss chooses: a map over amounts of text and epochs.
 
-Read from one wide table, a row a run and text (`table`): variant "CELL, lr RATE", and the loss of each group of types.
+Read from one wide table, one row per run and text (`table`): variant "CELL, lr RATE", and the loss of each group of types.
 """
 
 from __future__ import annotations

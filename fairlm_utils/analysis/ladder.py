@@ -41,7 +41,7 @@ def ratios(rungs: Mapping[str, Results], confidence: float = 0.95) -> pd.DataFra
 
 
 def by_count(rungs: Mapping[str, Results], table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Loss added by bin at each rung's `nearest` λ of `ratios`, with the fitted power law: a row a rung and bin.
+    """Loss added by bin at each rung's `nearest` λ of `ratios`, with the fitted power law: one row per rung and bin.
 
     Columns rung, weight_decay, bin_low, n_train (mean training count), mean (geometric, over seeds), low, high and `fitted`.
     Bins that gained no loss in some seed are left out, as fits leave them out.
@@ -64,7 +64,7 @@ def by_count(rungs: Mapping[str, Results], table: pd.DataFrame, confidence: floa
 
 
 def effects(rungs: Mapping[str, Results], weight_decay: float, confidence: float = 0.95) -> pd.DataFrame:
-    """What λ changes in each rung, by how far its λ = 0 lies above the floor; a row a rung, rungs without this λ left out.
+    """What λ changes in each rung, by how far its λ = 0 lies above the floor; one row per rung, rungs without this λ left out.
 
     Columns: rung, excess_average, n_seeds; changes of the `average`, of `low`- and `high`-frequency types and their difference
     `shift` (low − high), each with _low and _high; ratio and predicted of `scale.ratios`; and `effect`, by the intervals
@@ -132,7 +132,7 @@ def moved(variants: Mapping[str, Results], base: Results, confidence: float = 0.
     """Slopes of `variants` beside that of `base` on the same counts: does the slope move with what they changed?
 
     Taken by `scale.rung_slopes`, memorised variants alone. Columns rung, n_seeds, slope (mean over seeds), `moved` (from the slope
-    of the same seed of `base`) with moved_low and moved_high; a row a variant with a slope.
+    of the same seed of `base`) with moved_low and moved_high; one row per variant with a slope.
     """
     found = scale.rung_slopes(variants)
     of_base = scale.rung_slopes({"": base}).set_index("seed")["slope"]
@@ -161,7 +161,7 @@ def moved_of(folder: str, memorised: str, confidence: float = 0.95) -> tuple[pd.
 def predictions(
     slopes: pd.DataFrame, counts: pd.DataFrame, files: Sequence[Path], confidence: float = 0.95
 ) -> pd.DataFrame:
-    """Δ token-balanced / Δ average of each panel, predicted from the memorised rungs of `scale.rung_slopes`; a row a panel.
+    """Δ token-balanced / Δ average of each panel, predicted from the memorised rungs of `scale.rung_slopes`; one row per panel.
 
     `counts` are those of `results/paper-layout`, `files` the panels' experiment files, whose corpus, layout and context choose
     the counts. Where a panel's tokenizer may have been learnt from either text, `ratio` and `bent` are geometric means of both
@@ -192,7 +192,7 @@ def by_size(rungs: Mapping[str, Results], slopes: pd.DataFrame) -> pd.DataFrame:
     """Slopes below and beyond a count of `scale.BEND` by the size of a rung: is the law the same at every size?
 
     `slopes` of `scale.rung_slopes`, not memorised rungs too. Columns rung, memorised, n_targets (training targets), below and beyond
-    (means over seeds); a row a rung with slopes, in the order of sizes.
+    (means over seeds); one row per rung with slopes, in the order of sizes.
     """
     known = slopes[slopes["slope"].notna()]
     table = known.groupby("rung", sort=False, as_index=False).agg(

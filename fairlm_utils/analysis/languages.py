@@ -96,12 +96,12 @@ def verdict(table: pd.DataFrame, confidence: float = 0.95) -> list[str]:
     sides = changes.groupby(["variant", "split"])[["small", "large"]].mean()
     weighted = weighted_loss(table).groupby(["variant", "weight_decay"])["bits_per_byte"].mean()
     head = [
-        f"on {s} text decay costs small languages {said[both[0], s]['word']} the large one: {said[both[0], s]['by']} bits a byte"
+        f"on {s} text decay costs small languages {said[both[0], s]['word']} the large one: {said[both[0], s]['by']} bits per byte"
         for s in SPLITS
     ]
     lines = [f"{'; '.join(head)} ({both[0]} mixture, λ = {used[both[0]]:g})"]
     for v in both:
-        chosen = f"λ = {best[v]:g} has the lowest held-out loss, {weighted[v, best[v]]:.3f} bits a byte"
+        chosen = f"λ = {best[v]:g} has the lowest held-out loss, {weighted[v, best[v]]:.3f} bits per byte"
         chosen += f", {weighted[v, 0.0]:.3f} without decay" if best[v] else f"; λ = {used[v]:g} is compared"
         parts = [
             f"{s} text, small languages {sides.loc[(v, s), 'small']:+.3f}, the large one {sides.loc[(v, s), 'large']:+.3f}, "

@@ -1,4 +1,4 @@
-"""Definitions: pure functions of a per-token table (one row a token type) and of tables over runs.
+"""Definitions: pure functions of a per-token table (one row per token type) and of tables over runs.
 
 A *token type* is an entry of the vocabulary, a *token* one occurrence of it. Losses are cross-entropies in nats.
 Per-token tables have the columns `token_id`, `token`, `n_train` (occurrences as a target in the training blocks),
@@ -361,7 +361,7 @@ def changes(frame: pd.DataFrame, value: str, base: float = 0.0) -> pd.DataFrame:
 
 
 def table_1(frame: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """Table 1 of the paper: one row a model, split and λ, `mean ± sd` over seeds of each measure of a totals table."""
+    """Table 1 of the paper: one row per model, split and λ, `mean ± sd` over seeds of each measure of a totals table."""
     keys = [key for key in ("model", "variant", "split", "weight_decay") if key in frame.columns]
     grouped = frame.groupby(keys, sort=False)[list(measures)]
     mean, sd = grouped.mean(), grouped.std()

@@ -91,7 +91,7 @@ _RESTORE = "restore it, or make it again by the command in its README.md"
 
 @dataclass(frozen=True)
 class Results:
-    """The tables of an experiment, one row a run and group, and the parameters and provenance its runs share."""
+    """The tables of an experiment, one row per run and group, and the parameters and provenance its runs share."""
 
     totals: pd.DataFrame
     bins: pd.DataFrame
@@ -278,7 +278,7 @@ def _shared_params(directories: list[Path]) -> dict[str, Any]:
     of_variant: dict[str, tuple[Path, dict[str, Any]]] = {}
     for directory in directories:
         params = files.read_json(directory / "params.json")
-        fixed = {k: v for k, v in params.items() if k not in identity.AXES and k not in TrainingParams.NOT_IDENTITY}
+        fixed = {k: v for k, v in params.items() if k not in identity.AXES and k not in TrainingParams.NOT_IN_RUN_ID}
         first, known = of_variant.setdefault(params.get("variant", ""), (directory, fixed))
         differing = sorted(k for k, v in known.items() if fixed.get(k) != v)
         if differing:

@@ -206,7 +206,7 @@ def local_slopes(results: Results, confidence: float = 0.95) -> pd.DataFrame:
 
 
 def ratios(results: Results, confidence: float = 0.95) -> pd.DataFrame:
-    """How much more λ raises the token-balanced than the average training loss, measured and by the counts; a row a λ > 0.
+    """How much more λ raises the token-balanced than the average training loss, measured and by the counts; one row per λ > 0.
 
     added_average and added_balanced are means over seeds (nats). `ratio` is the geometric mean over seeds of balanced /
     average, `low` and `high` its interval, Student's t on the logarithms of the seeds' ratios; empty where a seed's loss
@@ -300,7 +300,7 @@ def rungs(experiments: Mapping[str, Results]) -> dict[str, Results]:
 def rung_slopes(
     rungs: Mapping[str, Results], rise: float = PAPER_RISE, near: tuple[float, float] = COMPARABLE_RISE
 ) -> pd.DataFrame:
-    """Slopes by count of every rung at the same effect, a row a seed: what `predict_ratio` takes.
+    """Slopes by count of every rung at the same effect, one row per seed: what `predict_ratio` takes.
 
     The slope grows with λ, so each seed's is taken where λ raises its balanced loss by `rise` nats: linear in the logarithm
     of the rise between the two λ that bracket it; else that of the λ nearest to it among those with a rise within `near`,
@@ -393,7 +393,7 @@ def regime(excess_average: float, epochs: float, tau_epochs: float) -> str:
 
 
 def regimes(results: Results) -> pd.DataFrame:
-    """In which regime each λ is trained: a row a model, variant and λ; see `regime`.
+    """In which regime each λ is trained: one row per model, variant and λ; see `regime`.
 
     Columns: regime, epochs, tau_epochs (see `time_scale`), and the training loss of λ = 0 above the floor, excess_average
     and excess_balanced (nats); for variants without λ = 0 of their own that of "no decay", empty if there is none.

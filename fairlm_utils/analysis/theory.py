@@ -31,7 +31,7 @@ def wrong_class_probability(
 ) -> np.ndarray:
     """Probability a class gives to the wrong classes at the global minimum: min(c_k, (K−1)/K).
 
-    c_k = N sqrt(λ_W λ_H (K−1) / (K n_k)): the minimum splits into one problem a class,
+    c_k = N sqrt(λ_W λ_H (K−1) / (K n_k)): the minimum splits into one problem per class,
     min_z (n_k/N) CE(z, k) + sqrt(λ_W λ_H n_k) ‖z‖, whose logits z are equal over the wrong classes (paper, Section 5;
     Dang et al.). Raises ValueError for counts below 1 or λ not above 0.
     """

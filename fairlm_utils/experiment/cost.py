@@ -96,17 +96,17 @@ def cost(p: EvaluationParams, hardware: str, n_runs: int = 1) -> dict[str, float
     return {
         "parameters": n_parameters,
         "tokens": tokens_per_step * p.steps,
-        "FLOPs a run": flops,
+        "FLOPs per run": flops,
         "memory, at least (GB)": (models.STATE_BYTES * n_parameters + logits) / 1e9,
         "fits": (models.STATE_BYTES * n_parameters + logits) < device.memory,
-        "hours a run": flops / (device.flops * device.utilisation) / 3600,
+        "hours per run": flops / (device.flops * device.utilisation) / 3600,
         "runs": n_runs,
         "hours in all": n_runs * flops / (device.flops * device.utilisation) / 3600,
     }
 
 
 def cost_table(points: Sequence[EvaluationParams]) -> pd.DataFrame:
-    """The cost of a grid on every known device, one row a device."""
+    """The cost of a grid on every known device, one row per device."""
     return pd.DataFrame([{"hardware": name, **cost(points[0], name, len(points))} for name in HARDWARE])
 
 
@@ -126,7 +126,7 @@ def decay_line(p: EvaluationParams) -> str:
 
 
 def sheet(results: Results) -> pd.DataFrame:
-    """What sets an experiment beside others of any size, without dimension or in nats; a row a model, variant and λ.
+    """What sets an experiment beside others of any size, without dimension or in nats; one row per model, variant and λ.
 
     - those of `regimes`;
     - tokens_per_type: training targets / types with n_v ≥ 1; parameters_per_target;

@@ -31,7 +31,7 @@ from fairlm_utils.params import EvaluationParams
 
 #: What a folder that travels may hold, in bytes.
 MAX_FOLDER_BYTES = 64 * 2**20
-#: Ratios Δ token-balanced / Δ average predicted for each panel before any was run: a row a panel, columns of `scale.LAWS`.
+#: Ratios Δ token-balanced / Δ average predicted for each panel before any was run: one row per panel, columns of `scale.LAWS`.
 PREDICTIONS = "results/scale/predictions.csv"
 _PANEL = {"weight_decay": "[0.0, 1.0]", "seed": "[0]"}
 

@@ -104,7 +104,7 @@ def write_report(
     tables: Mapping[str, pd.DataFrame],
     notebooks: Mapping[str, Path],
 ) -> Path:
-    """Write index.html, with `lines` and `tables` under their headings, and a page a notebook; returns the index.
+    """Write index.html, with `lines` and `tables` under their headings, and one page per notebook; returns the index.
 
     `notebooks` maps a page's title to an executed notebook. A page that is of its notebook, by the time of its last change, is kept.
     """
@@ -120,7 +120,7 @@ def write_report(
 
 
 def _pages(folder: Path, notebooks: Mapping[str, Path]) -> dict[str, Path]:
-    """A page a notebook, made if it is missing or of another version of the notebook; its path by title."""
+    """A page per notebook, made if it is missing or of another version of the notebook; its path by title."""
     pages = {name: folder / f"{_file_name(name)}.html" for name in notebooks}
     links = {Path(notebook).name: pages[name].name for name, notebook in notebooks.items()}
     for name, notebook in notebooks.items():

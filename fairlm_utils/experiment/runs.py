@@ -129,7 +129,7 @@ def train(p: TrainingParams, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     directory = identity.run_dir(p)
     with files.locked(directory) if processes.is_main_process() else nullcontext(), processes.threads(p.n_threads):
         if processes.is_main_process():
-            identity.claim(p)
+            identity.open_run(p)
         if not (directory / "provenance.json").exists():
             _train(p, directory, callbacks)
         elif processes.is_main_process():
@@ -141,7 +141,7 @@ def _train(p: TrainingParams, directory: Path, callbacks: Sequence[TrainerCallba
     started = time.monotonic()
     corpus = tokenize_corpus(p)
     if processes.is_main_process():
-        identity.claim_text(directory, p, corpus.meta)
+        identity.record_text(directory, p, corpus.meta)
     device = training.fit(p, corpus, directory, callbacks)
     if device is None:
         return

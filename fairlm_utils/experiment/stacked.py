@@ -262,8 +262,8 @@ def _write(
 ) -> None:
     torch.set_num_threads(1)
     corpus = tokenize_corpus(p)
-    directory = identity.claim(p)
-    identity.claim_text(directory, p, corpus.meta)
+    directory = identity.open_run(p)
+    identity.record_text(directory, p, corpus.meta)
     recorder = training.RecordTokenLoss(TokenSums(1), p.window_steps)
     recorder.steps, recorder.windows = curves[0], list(curves[1])
     recorder.save(directory / training.CURVES)

@@ -64,7 +64,7 @@ def layer_multipliers(value: Any, n_layers: int, name: str) -> list[float]:
         return [float(v) for v in value]
     if len(value) != 2:
         raise ValueError(
-            f"{name}: {value!r} must be a number, a pair (first, last) or a list of {n_layers} numbers, one a layer"
+            f"{name}: {value!r} must be a number, a pair (first, last) or a list of {n_layers} numbers, one per layer"
         )
     return [round(float(v), 2) for v in np.linspace(value[0], value[1], n_layers)]
 
@@ -72,7 +72,7 @@ def layer_multipliers(value: Any, n_layers: int, name: str) -> list[float]:
 class OpenELMConfig(PreTrainedConfig):
     """Configuration of OpenELM; fields and defaults are those of the published `configuration_openelm`.
 
-    Derived, one value a layer: `num_query_heads`, `num_kv_heads`, `ffn_multipliers`, `ffn_intermediate_dims`. Raises
+    Derived, one value per layer: `num_query_heads`, `num_kv_heads`, `ffn_multipliers`, `ffn_intermediate_dims`. Raises
     ValueError for a model that cannot be built.
     """
 

@@ -71,7 +71,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
 def token_cross_entropy(
     logits: Tensor, targets: Tensor, scale: Tensor | float = 1.0, with_accuracy: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy in nats of each position, and its sum times `scale` (one, or one a position), which alone carries the gradient.
+    """Cross-entropy in nats of each position, and its sum times `scale` (one, or one per position), which alone carries the gradient.
 
     `logits` [positions, vocabulary] of any floating dtype (worked on in float32, a block at a time), `targets`
     [positions] with −100 where there is none. Returns `(sum * scale, loss [positions], correct [positions])`; loss is

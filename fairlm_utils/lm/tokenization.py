@@ -482,7 +482,7 @@ def _kind(text: str, starts_word: bool) -> str:
         return "white space"
     if "\ufffd" in core:
         return "other"
-    classes = ""  # a class a character: Letter, Unspaced letter, Number, Separator, Punctuation
+    classes = ""  # one class per character: Letter, Unspaced letter, Number, Separator, Punctuation
     for c in core:
         category, name = unicodedata.category(c), unicodedata.name(c, "")
         mark = category in ("Mn", "Mc") and not name.startswith("VARIATION SELECTOR")
@@ -518,7 +518,7 @@ def _say_if_ended_early(n_types: int, vocab_size: int) -> None:
 def truncated(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> PreTrainedTokenizerBase:
     """The BPE of `vocab_size` learnt types from which a larger one was grown: its first merges, exactly.
 
-    A BPE adds one type a merge, in order, so that the smaller vocabulary is a prefix of the larger. Raises
+    A BPE adds one type per merge, in order, so that the smaller vocabulary is a prefix of the larger. Raises
     ParameterError if `vocab_size` is none of its `bpe_sizes`.
     """
     smallest, largest = bpe_sizes(tokenizer)

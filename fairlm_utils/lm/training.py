@@ -330,7 +330,7 @@ def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) 
     n_train = target_counts(data.labels.numpy(), n_rows(model))
     rows = {
         "training blocks": len(data),
-        "targets a step": blocks_a_step * (p.context - 1),
+        "targets per step": blocks_a_step * (p.context - 1),
         "epochs": epochs,
         "targets per token type that occurs": n_train.sum() / np.count_nonzero(n_train),
         "parameters": model.num_parameters(),
