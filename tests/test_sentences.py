@@ -41,6 +41,14 @@ def test_what_seeds_leave_open_is_not_told_as_a_change():
     assert "rare types does not move beyond seeds and frequent ones does not move beyond seeds: +0.400" in noisy
     one = sentences.contrast(classes(0.4, 0.1, spread=1.0, seeds=1), "frequency_class", NAMES)
     assert "rises" not in noisy and "falls" in one, "one seed has no interval: its values are told"
+    assert one.endswith("(λ 0 → 0.5, 1 seed)")
+
+
+@pytest.mark.parametrize("run", [[0.0], [0.0, 2.0], [2.0]])
+def test_nothing_is_told_of_a_weight_decay_that_was_not_run(run):
+    table = classes(0.4, 0.1)
+    said = sentences.contrast(table[table["weight_decay"].isin(run)], "frequency_class", NAMES)
+    assert said == "No λ above 0 and up to 1 was run, to be compared with λ = 0"
 
 
 def test_a_contrast_has_a_part_per_text_and_names_models_where_there_are_several():
@@ -86,6 +94,8 @@ def test_half_learnt_is_the_first_step_below_half_of_chance():
         )
         for step, loss in zip((1000, 2000, 3000), losses, strict=True)
     ]
+    beyond = pd.DataFrame(rows).query("weight_decay == 1").assign(weight_decay=2.0)
+    assert "no step at λ = 2; types" in sentences.half_learnt(beyond, chance=4.0)
     assert sentences.half_learnt(pd.DataFrame(rows), chance=4.0) == (
         "Types of n_v 1–2 are half learnt by step 3,000 at λ = 0 and no step at λ = 1; "
         "types of n_v 3–8 are half learnt by step 1,000 at λ = 0 and step 2,000 at λ = 1"

@@ -54,7 +54,9 @@ def contrast(
         )
         where = "" if frame["model"].nunique() == 1 else f"{model} "
         parts.append(f"{where}on {split} text {one} {does} {said}: {a.mean():+.3f} against {b.mean():+.3f}{unit}")
-    return _capital(f"{'; '.join(parts)} (λ 0 → {at:g}, {frame['seed'].nunique()} seeds)")
+    if not parts:
+        return "No λ above 0 and up to 1 was run, to be compared with λ = 0"
+    return _capital(f"{'; '.join(parts)} (λ 0 → {at:g}, {(n := frame['seed'].nunique())} seed{'s' * (n > 1)})")
 
 
 def _ends(bins: pd.DataFrame) -> list[str]:
@@ -91,7 +93,8 @@ def half_learnt(curves: pd.DataFrame, chance: float) -> str:
     """
     means = curves.groupby(["weight_decay", "bin", "step"], as_index=False)["loss"].mean()
     first = means[means["loss"] < chance / 2].groupby(["weight_decay", "bin"])["step"].min()
-    run = curves.loc[curves["weight_decay"] <= 1, "weight_decay"]
+    run = curves["weight_decay"]
+    run = run[run <= max(1, run.min())]
 
     def by(weight_decay: float, name: str) -> str:
         step = first.get((weight_decay, name))
