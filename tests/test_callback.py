@@ -390,6 +390,13 @@ def own_loss(outputs, labels, num_items_in_batch=None):
     return cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
+COMPILED = pytest.mark.inputs(
+    *(f"fairlm_utils/lm/{name}.py" for name in ("callback", "remedies", "token_loss")),
+    "requirements.txt",
+    "requirements.lock",
+)
+
+
 class OwnLoss(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         labels = inputs.pop("labels")
@@ -404,8 +411,12 @@ class OwnLoss(Trainer):
         (Trainer, dict(label_smoothing_factor=0.1)),
         (partial(Trainer, compute_loss_func=own_loss), {}),
         (OwnLoss, {}),
-        (Trainer, dict(torch_compile=True, torch_compile_backend="aot_eager")),
-        (Trainer, dict(torch_compile=True, torch_compile_backend="aot_eager", label_smoothing_factor=0.1)),
+        pytest.param(Trainer, dict(torch_compile=True, torch_compile_backend="aot_eager"), marks=COMPILED),
+        pytest.param(
+            Trainer,
+            dict(torch_compile=True, torch_compile_backend="aot_eager", label_smoothing_factor=0.1),
+            marks=COMPILED,
+        ),
         (Trainer, dict(gradient_checkpointing=True)),
     ],
     ids=["smoothed", "function", "overridden", "compiled", "compiled-smoothed", "checkpointed"],
@@ -451,6 +462,7 @@ def test_lora_adapters_are_trained_and_the_base_model_recorded(tmp_path):
         assert "eval_token_balanced_loss" not in t.evaluate()
 
 
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated:FutureWarning")
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_trls_fused_head_is_recorded(tmp_path, smoothing):
     trl = pytest.importorskip("trl")

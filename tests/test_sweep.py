@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -36,6 +37,12 @@ def experiment(miniature, shared_runs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(experiment):
     return reproduce.reproduce(experiment)
+
+
+@pytest.fixture
+def checked_here(monkeypatch):
+    """An experiment is checked in this process: the pipeline has shown that another does it, and imports take seconds."""
+    monkeypatch.setattr(reproduce, "own_process", lambda: ThreadPoolExecutor(1))
 
 
 def test_the_pipeline_ends_with_a_report_that_needs_no_network(report, experiment):
@@ -67,7 +74,7 @@ def test_all_runs_are_finished_once_and_those_shown_have_their_executed_notebook
             )
 
 
-def test_running_again_reuses_everything(report, experiment, capsys, monkeypatch):
+def test_running_again_reuses_everything(report, experiment, capsys, monkeypatch, checked_here):
     monkeypatch.setattr(sweep._Workers, "make", lambda *_: pytest.fail("ran again"))
     monkeypatch.setattr(reproduce, "run_notebook", lambda *_: pytest.fail("ran again"))
     assert reproduce.reproduce(experiment) == report
@@ -83,7 +90,7 @@ def test_a_notebook_is_executed_again_for_other_parameters_or_inputs_alone(tmp_p
     assert len(executed) == 3
 
 
-def test_a_terminal_that_is_not_utf_8_shows_the_report_to_its_end(report, experiment, monkeypatch):
+def test_a_terminal_that_is_not_utf_8_shows_the_report_to_its_end(report, experiment, monkeypatch, checked_here):
     """ASCII in a process of its own; how others print each character is tested with the commands that take seconds."""
     monkeypatch.setenv("COLUMNS", "90")
     command = [sys.executable, "-m", "fairlm_utils", "reproduce", str(experiment)]
@@ -113,7 +120,7 @@ def test_claims_are_printed_a_paragraph_each_within_the_terminal(report, experim
 
 
 def test_a_corpus_that_changes_between_two_calls_is_named_before_anything_runs(
-    report, experiment, tmp_path, monkeypatch
+    report, experiment, tmp_path, monkeypatch, checked_here
 ):
     monkeypatch.setattr(reproduce, "run_notebook", lambda *_: pytest.fail("something ran"))
     known = params.read(experiment)
@@ -151,7 +158,7 @@ def test_a_kernel_that_ends_reports_no_interrupt_and_still_its_own_errors(tmp_pa
     assert "KeyboardInterrupt" not in shown and ("Exception in message handler" in shown) == failing
 
 
-def test_results_are_written_for_committing(report, experiment, tmp_path):
+def test_results_are_written_for_committing(report, experiment, tmp_path, checked_here):
     reproduce.reproduce(experiment, save_results=str(tmp_path / "r"))
     provenance = json.loads((tmp_path / "r" / "experiment.json").read_text())["provenance"]
     assert provenance["n_runs"] == 4 and "make results" in provenance["command"]
@@ -254,7 +261,7 @@ def test_a_sweep_that_ends_early_leaves_no_process_behind(miniature, tmp_path, h
     assert list((identity.run_dir(known) / "checkpoints").glob("*/complete.json"))
 
 
-def test_bad_files_end_in_one_clear_error_before_anything_runs(tmp_path, capsys, monkeypatch):
+def test_bad_files_end_in_one_clear_error_before_anything_runs(tmp_path, capsys, monkeypatch, checked_here):
     monkeypatch.setattr(reproduce, "run_notebook", lambda *_: pytest.fail("something ran"))
     path = tmp_path / "bad.yaml"
     for text, said in (

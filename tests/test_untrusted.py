@@ -568,8 +568,8 @@ def test_mark_up_in_tokens_does_not_run_in_a_chart(tmp_path, browser):
     marks = page.locator("svg path, svg text, canvas")
     assert marks.count() > 0
     tooltips, box = set(), page.locator("#chart").first.bounding_box()
-    for x in range(20, int(box["width"]), 40):  # a tooltip appears wherever there is a mark
-        for y in range(40, min(int(box["height"]), 400), 12):
+    for x in range(20, int(box["width"]), 80):  # a tooltip appears wherever there is a mark
+        for y in range(40, min(int(box["height"]), 400), 18):
             page.mouse.move(box["x"] + x, box["y"] + y)
             page.wait_for_timeout(10)
             tooltips.add(page.evaluate("document.querySelector('#vg-tooltip-element')?.innerText"))
