@@ -20,9 +20,10 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 #: The files that take longest, in this order before all others: no worker ends with one of them alone. 03 needs the run of 02.
-LONGEST = ("08_audit.ipynb", "02_training.ipynb", "test_binder.py", "test_sweep.py", "test_browser.py", "test_crashes.py",
-           "test_training.py", "test_ray.py", "test_readme_commands.py", "test_compile.py", "test_untrusted.py", "test_callback.py",
-           "test_remedies.py", "test_audit.py", "test_processes.py", "test_stacked.py", "test_panel.py", "test_cost.py")  # fmt: skip
+LONGEST = ("test_binder.py", "test_sweep.py", "08_audit.ipynb", "02_training.ipynb", "test_browser.py", "test_runs.py",
+           "test_training.py", "test_callback.py", "test_processes.py", "test_readme_commands.py", "test_crashes.py",
+           "test_ray.py", "test_site.py", "test_untrusted.py", "test_panel.py", "test_audit.py", "test_stacked.py", "test_cost.py",
+           "test_load.py", "test_compile.py", "test_report.py", "test_papermill.py")  # fmt: skip
 #: Digest of the inputs on which each test marked `inputs` last passed, under its name; committed.
 PASSED = "tests/passed.json"
 
