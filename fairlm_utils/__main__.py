@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -37,11 +38,16 @@ def cli() -> None:
     """Token-level measurement of language models: experiments, audits and what they cost."""
 
 
-def _read(file: Path, overrides: Sequence[tuple[str, str]]) -> list[params.EvaluationParams]:
-    """The runs of an experiment file, named relative to where the command was typed."""
+def _entered(file: Path) -> Path:
+    """Enter the project; `file`, named relative to where the command was typed, in full."""
     place = file.resolve()
     files.enter_project()
-    return params.expand(params.read(place, overrides), str(file))
+    return place
+
+
+def _read(file: Path, overrides: Sequence[tuple[str, str]]) -> list[params.EvaluationParams]:
+    """The runs of an experiment file."""
+    return params.expand(params.read(_entered(file), overrides), str(file))
 
 
 @cli.command()
@@ -49,14 +55,12 @@ def _read(file: Path, overrides: Sequence[tuple[str, str]]) -> list[params.Evalu
 @_OVERRIDES
 def run(file: Path, overrides: Sequence[tuple[str, str]]) -> None:
     """Train and evaluate one run of FILE, also with several processes through torchrun; grids need one value by -p."""
+    fields = params.EvaluationParams.model_fields
+    values = {k: v for k, v in params.read(_entered(file), overrides).items() if k in fields}
+    p = params.EvaluationParams.check(values, str(file))
     from fairlm_utils.experiment import runs
     from fairlm_utils.lm import processes
 
-    place = file.resolve()
-    files.enter_project()
-    fields = params.EvaluationParams.model_fields
-    values = {k: v for k, v in params.read(place, overrides).items() if k in fields}
-    p = params.EvaluationParams.check(values, str(file))
     runs.train(p)
     if processes.is_main_process():
         print(runs.evaluate(p))
@@ -80,11 +84,7 @@ def sweep(
     """Run the grid of FILE, here or on a Ray cluster; what is finished is left out."""
     from fairlm_utils.experiment import sweep as sweeping
 
-    points = _read(file, overrides)
-    try:
-        outcomes = sweeping.sweep(points, workers, retries, ray_address, gpus_per_run)
-    except KeyboardInterrupt:
-        sweeping.interrupted()
+    outcomes = sweeping.sweep(_read(file, overrides), workers, retries, ray_address, gpus_per_run)
     sweeping.report_outcomes(outcomes)
     return int(any(o.status == "failed" for o in outcomes))
 
@@ -98,15 +98,10 @@ def sweep(
 def reproduce(file: Path, workers: int, retries: int, save_results: str, overrides: Sequence[tuple[str, str]]) -> None:
     """Run the whole pipeline of FILE (by default params/quick.yaml): its runs, Table 1, verdicts and an HTML report."""
     from fairlm_utils.experiment import reproduce as pipeline
-    from fairlm_utils.experiment.sweep import interrupted
 
-    place = file.resolve()
-    files.enter_project()
+    place = _entered(file)
     place = place.relative_to(files.PROJECT) if place.is_relative_to(files.PROJECT) else place
-    try:
-        index = pipeline.reproduce(place, workers, retries, save_results, overrides)
-    except KeyboardInterrupt:
-        interrupted()
+    index = pipeline.reproduce(place, workers, retries, save_results, overrides)
     print(f"\nreport: {index.resolve()}")
 
 
@@ -132,9 +127,7 @@ def panel(file: Path, minutes: float, overrides: Sequence[tuple[str, str]]) -> i
     deadline = time.monotonic() + 60 * minutes
     from fairlm_utils.experiment import panel as panels
 
-    place = file.resolve()
-    files.enter_project()
-    points = panels.panel_runs(place, overrides)
+    points = panels.panel_runs(_entered(file), overrides)
     if not panels.run(points, deadline):
         print(f"time is up after {minutes:g} minutes: run the same command again to go on")
         return GO_ON
@@ -150,9 +143,8 @@ def pack(file: Path, folder: Path, overrides: Sequence[tuple[str, str]]) -> None
     """Pack a panel into FOLDER, at most 64 MiB, with which it runs where there are no documents."""
     from fairlm_utils.experiment import panel as panels
 
-    place, folder = file.resolve(), folder.resolve()
-    files.enter_project()
-    print(f"{folder}: {panels.pack(panels.panel_runs(place, overrides), folder) / 2**20:.1f} MiB")
+    folder = folder.resolve()
+    print(f"{folder}: {panels.pack(panels.panel_runs(_entered(file), overrides), folder) / 2**20:.1f} MiB")
 
 
 @cli.command()
@@ -192,9 +184,7 @@ def repeat(run: Path) -> int:
     """Train and evaluate RUN again elsewhere, and compare bit by bit; exit status 1 if a file differs."""
     from fairlm_utils.experiment import runs
 
-    run = run.resolve()
-    files.enter_project()
-    same = runs.repeat(run)
+    same = runs.repeat(_entered(run))
     for name, equal in same.items():
         print(f"{'the same bits' if equal else 'DIFFERS      '}  {name}")
     return int(not all(same.values()))
@@ -263,8 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
     except click.ClickException as error:
         error.show()
-    except click.Abort:
-        return 130
+    except click.Abort:  # Ctrl-C
+        print("\ninterrupted; run the same command again to continue", file=sys.stderr, flush=True)
+        os._exit(130)  # workers and kernels end with this process; a plain exit would wait for what they do
     return 2
 
 

@@ -14,7 +14,7 @@ from fairlm_utils.__main__ import main
 from fairlm_utils.analysis import claims, comparisons, forgone, ladder, languages, layout, metrics, scale
 from fairlm_utils.analysis.results import SOME_TABLES, TABLES, load_results
 from fairlm_utils.experiment import cost
-from fairlm_utils.experiment.reproduce import markdown
+from fairlm_utils.experiment.summary import markdown
 from tests.test_readme_commands import commands
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from bs4 import BeautifulSoup
 from fairlm_utils import files
 from fairlm_utils.analysis import claims
 from fairlm_utils.analysis.results import load_results
-from fairlm_utils.experiment import report, reproduce
+from fairlm_utils.experiment import report, summary
 from fairlm_utils.experiment.report import notebook_html, render_math, write_report
 from tests.chromium import browser, needs_browser  # noqa: F401 (a fixture)
 
@@ -86,7 +86,7 @@ def test_the_code_of_parameters_and_of_hidden_cells_is_folded(tmp_path):
 def concluded(name, folder):
     """The report of a committed experiment, without notebooks."""
     results = load_results(files.PROJECT / "results" / name)
-    return reproduce._conclude(f"params/{name}.yaml", folder, results, {}), results
+    return summary.conclude(f"params/{name}.yaml", folder, results, {}), results
 
 
 def test_a_report_opens_with_the_picture_and_the_verdicts(tmp_path):
@@ -111,7 +111,7 @@ def test_a_report_opens_with_the_picture_and_the_verdicts(tmp_path):
 
 def test_an_interval_stands_beside_its_mean():
     table = pd.DataFrame({"variant": ["a"], "loss": [0.25], "loss_low": [-0.5], "loss_high": [1.0], "p_low": [3]})
-    shown = reproduce._for_page({"t": table})["t"]
+    shown = summary._for_page({"t": table})["t"]
     assert shown.to_dict("list") == {"variant": ["a"], "loss": ["+0.250 [-0.500, +1.000]"], "p_low": [3]}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fairlm_utils.analysis import charts
 from fairlm_utils.analysis.results import Results, load_results
-from fairlm_utils.experiment import reproduce
+from fairlm_utils.experiment import summary
 from tests.test_comparisons import of_tokenizers
 
 ROOT = Path(__file__).parents[1]
@@ -32,11 +32,11 @@ def tried() -> Results:
 
 def test_the_rate_that_is_best_without_decay_is_what_is_said_and_every_rate_is_shown():
     raw = tried()
-    kept = reproduce._kept(raw)
-    assert set(kept.words["variant"]) == {"own", "theirs"} and reproduce._kept(kept) is kept
-    said = reproduce._answer(kept)
+    kept = summary._kept(raw)
+    assert set(kept.words["variant"]) == {"own", "theirs"} and summary._kept(kept) is kept
+    said = summary._answer(kept)
     assert said[0].startswith("rare words pay") and "learning rate 0.1, the smallest of 2 tried, 3.000 ±" in said[-1]
-    shown = reproduce._by_rate(raw).set_index("variant")
+    shown = summary._by_rate(raw).set_index("variant")
     assert shown["kept"].to_dict() == {
         "own, lr 0.1": "yes",
         "own, lr 0.2": "",
@@ -45,7 +45,7 @@ def test_the_rate_that_is_best_without_decay_is_what_is_said_and_every_rate_is_s
     }
     assert shown.loc["own, lr 0.2", "held-out average at λ = 0"] == "4.000 ± 0.000"
     assert shown.loc["own, lr 0.2", "words, count 1–2"].startswith("-0.990 [") and (shown["λ"] == 0.5).all()
-    thin = reproduce._thinned(kept)
+    thin = summary._thinned(kept)
     assert (
         (thin.curves["step"] == 2).all()
         and set(thin.reliability["seed"]) == {0}
@@ -56,19 +56,19 @@ def test_the_rate_that_is_best_without_decay_is_what_is_said_and_every_rate_is_s
 def test_other_experiments_are_shown_whole():
     raw = tried()
     wordless = dataclasses.replace(raw, words=None)
-    assert reproduce._kept(wordless) is wordless and reproduce._answer(wordless) == []
+    assert summary._kept(wordless) is wordless and summary._answer(wordless) == []
     named = raw.totals.replace({"variant": {"own, lr 0.1": "no decay", "own, lr 0.2": "plain decay"}})
     remedies = dataclasses.replace(raw, totals=named)
-    assert reproduce._kept(remedies) is remedies
+    assert summary._kept(remedies) is remedies
 
 
 @pytest.mark.parametrize("experiment", ["tokenizers", "languages"])
 def test_the_committed_page_says_what_its_tables_say(experiment):
     folder = ROOT / "results" / experiment
     results, page = load_results(folder), (folder / "README.md").read_text(encoding="utf-8")
-    said = reproduce._answer(results)
+    said = summary._answer(results)
     assert len(said) > 5 and [line[2:] for line in page.splitlines() if line.startswith("- ")] == said
     assert results.scale in page and (folder / "answer.png").read_bytes()[:4] == b"\x89PNG"
-    title = reproduce._picture(results).to_dict()["title"]
+    title = summary._picture(results).to_dict()["title"]
     assert (title if isinstance(title, list) else title["text"]) == charts.headline(said[0])
     assert np.isfinite(pd.DataFrame(results.provenance["rates"])["loss"]).all()

@@ -20,7 +20,7 @@ import yaml
 from fairlm_utils import files, identity, params
 from fairlm_utils.__main__ import main
 from fairlm_utils.analysis.results import load_results
-from fairlm_utils.experiment import reproduce, sweep
+from fairlm_utils.experiment import reproduce, summary, sweep
 from fairlm_utils.experiment.sweep import Outcome
 
 
@@ -111,10 +111,10 @@ def test_a_terminal_that_is_not_utf_8_shows_the_report_to_its_end(report, experi
 
 
 def test_claims_are_printed_a_paragraph_each_within_the_terminal(report, experiment, monkeypatch):
-    table = reproduce._tables(load_results(report.parents[1]))["Claims"]
+    table = summary._tables(load_results(report.parents[1]))["Claims"]
     for columns in (60, 100):
         monkeypatch.setenv("COLUMNS", str(columns))
-        lines = reproduce._for_terminal("Claims", table).splitlines()
+        lines = summary._for_terminal("Claims", table).splitlines()
         assert max(map(len, lines)) <= columns
         assert sum("paper: " in line for line in lines) == sum("here: " in line for line in lines) == len(table)
 

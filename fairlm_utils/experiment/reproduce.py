@@ -7,27 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import pandas as pd
 import papermill
 from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
-from tabulate import tabulate
 
 from fairlm_utils import files, identity, params
-from fairlm_utils.analysis import charts, claims, comparisons, languages, metrics
 from fairlm_utils.analysis.comparisons import has_remedies
-from fairlm_utils.analysis.results import Results, load_results, write_results
-from fairlm_utils.experiment import cost
-from fairlm_utils.experiment.report import write_report
+from fairlm_utils.analysis.results import Results, load_results
 from fairlm_utils.experiment.sweep import (
     default_workers,
     own_process,
@@ -36,19 +28,11 @@ from fairlm_utils.experiment.sweep import (
     sweep,
     texts_now,
 )
-from fairlm_utils.lm.models import model_config
 from fairlm_utils.params import EvaluationParams
 
-# Libraries for models, statistics and pictures are imported where they are used: while runs and notebooks do, this
-# process only waits, and should leave the memory to them.
+# Libraries for models and pictures are imported where they are used: while runs and notebooks do, this process only waits,
+# and should leave the memory to them.
 RUN_NOTEBOOKS = ("02_training", "03_evaluation")
-TABLE_1 = (
-    "average_loss",
-    "token_balanced_loss",
-    "average_accuracy",
-    "token_balanced_accuracy",
-    "token_balanced_perplexity",
-)
 
 
 class _Kernel(AsyncKernelManager):
@@ -131,157 +115,26 @@ def reproduce(
     for name in _notebooks_of(results):
         wanted[name.replace("_", " ")] = _Wanted(name, folder, single, _totals(identity.finished_runs(folder)))
     done = _execute(wanted, n_workers or default_workers(points), max(p.n_threads for p in points))
+    from fairlm_utils.experiment import summary
 
     if save_results:
-        _save(results, Path(save_results), f"make results PARAMS={file}")
-    return _conclude(file, folder, results, done)
+        summary.save(results, Path(save_results), f"make results PARAMS={file}")
+    return summary.conclude(file, folder, results, done)
 
 
 def _notebooks_of(results: Results) -> tuple[str, ...]:
     """The notebooks that show an experiment: the paper's figures, or remedies; none for other variants."""
-
     if "variant" not in results.totals:
         return ("04_figures", "05_theory")
     return ("07_remedies",) if has_remedies(results) else ()
 
 
-def _kept(results: Results) -> Results:
-    """The runs that an experiment's page is of: all, or each setting's at the learning rate that is best at λ = 0.
-
-    The latter where losses by word or by language answer a question about variants, each tried at several rates.
-    """
-
-    told = results.words is not None or results.languages is not None
-    if (
-        not told
-        or "rates" in results.provenance
-        or "variant" not in results.totals
-        or comparisons.has_remedies(results)
-    ):
-        return results
-    return comparisons.at_best_rate(results)
-
-
-def _answer(kept: Results) -> list[str]:
-    """Sentences of an experiment whose rates `_kept` has chosen, the answer first; none of others, whose tables say it."""
-
-    if "rates" not in kept.provenance:
-        return []
-    by_language, by_word = kept.languages, comparisons.tokenizers
-    said = comparisons.say_tokenizers(by_word(kept)) if by_language is None else languages.verdict(by_language)
-    return [*said, *comparisons.say_rates(pd.DataFrame(kept.provenance["rates"]))]
-
-
-def _by_rate(results: Results) -> pd.DataFrame:
-    """The learning rates tried and what is found at each: changes with their intervals at the λ that is chosen there."""
-
-    if results.languages is not None:
-        used = languages.compared_weight_decay(results.languages)
-        changes = languages.small_minus_large(results.languages, used)
-        found = comparisons.mean_interval(changes, "difference")
-        found = found.assign(λ=found["variant"].map(used), what="small − large, " + found["split"])
-    else:
-        found = comparisons.tokenizers(results).query("unit == 'word' and split == 'held-out'")
-        found = found[found["bin"].isin(found["bin"].unique()[:3])].rename(columns={"change": "mean", "compared": "λ"})
-        found["what"] = "words, count " + found["bin"]
-    found["change"] = [f"{r.mean:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in found.itertuples()]
-    wide = found.pivot(index=["variant", "λ"], columns="what", values="change").reset_index("λ")
-    rates = comparisons.rates(results).set_index("variant")
-    at_zero = pd.Series([f"{r.loss:.3f} ± {r.sd:.3f}" for r in rates.itertuples()], rates.index)
-    kept = rates["kept"].map({True: "yes", False: ""})
-    return pd.DataFrame({"held-out average at λ = 0": at_zero, "kept": kept}).join(wide).reset_index()
-
-
-def _tables(results: Results) -> dict[str, pd.DataFrame]:
-    """What an experiment says, by heading: verdicts on the claims, or what its variants change; Table 1 and scale."""
-
-    if (kept := _kept(results)) is not results:
-        return {"Learning rates tried, and the change from λ = 0 at each": _by_rate(results), **_tables(kept)}
-    sheet = cost.sheet(results)
-    columns = sheet.select_dtypes("number").columns
-    sheet[columns] = sheet[columns].map(lambda v: "" if np.isnan(v) else f"{v:.3g}")
-    in_common = {"Table 1": metrics.table_1(results.totals, TABLE_1), "Scale": sheet}
-    if "variant" not in results.totals:
-        return {"Claims": claims.claims(results).drop(columns="model"), **in_common}
-    if not (results.totals["weight_decay"] > 0).any():  # a tuning of other parameters
-        return in_common
-    if not comparisons.has_remedies(results):
-        return {"Change from λ = 0": comparisons.at_weight_decay(results, np.inf), **in_common}
-    numbers = comparisons.remedy_numbers(results)
-    measures = [m for m in comparisons.MEASURES if m in numbers]
-    return {
-        "Remedies: change from plain decay, sorted by what rare types gain": comparisons.judge_remedies(numbers).round(
-            4
-        ),
-        "Measures": comparisons.mean_sd(numbers, "variant", measures),
-        **in_common,
-    }
-
-
-def _picture(results: Results) -> Any:
-
-    if answer := _answer(results):
-        if results.languages is None:
-            return charts.change_by_tokenizer(comparisons.tokenizers(results), answer[0])
-        changes = languages.language_changes(results.languages)
-        return charts.change_by_language(changes[changes["compared"]], answer[0])
-    if comparisons.has_remedies(results):
-        points = comparisons.remedy_points(comparisons.remedy_numbers(results), results.params["variants"])
-        return charts.pareto(points.assign(regime=results.params["experiment"]))
-    baselines = metrics.baselines(results.bins, results.totals)
-    return charts.by_bin(metrics.over_seeds(results.bins, "loss"), baselines=baselines)
-
-
 def _check_models(asked: Sequence[tuple[str, int, int]]) -> None:
     """Raise ParameterError for a model (name, vocabulary, context) that does not exist or is too short."""
+    from fairlm_utils.lm.models import model_config
 
     for name, vocab_size, context in asked:
         model_config(name, vocab_size, context)
-
-
-def _save(results: Results, folder: Path, command: str) -> None:
-    """The small tables for committing, with a page that shows them and the figure of loss by frequency, or of the answer."""
-
-    kept, made = _kept(results), f"Made by `{command}`"
-    file = "remedies.png" if comparisons.has_remedies(results) else "loss_by_frequency.png"
-    if answer := _answer(kept):
-        write_results(_thinned(kept), folder, command)
-        file = "answer.png"
-        stacked = command.replace("make results PARAMS=", "fairlm stack ")
-        made = f"Made by `{stacked}` on one GPU, or on cores by the next alone, then `{command}`"
-    else:
-        write_results(results, folder, command)
-    chart = _picture(kept)
-    picture, *_ = charts.png(chart)
-    lines = [
-        f"# {results.params['experiment']}",
-        f"{made} at commit {', '.join(results.provenance['git_commits'])}.",
-        f"Scale: {kept.scale}.",
-        *(["\n".join(f"- {sentence}" for sentence in answer)] if answer else []),
-        "Losses in nats; intervals are 95 % Student-t intervals over seeds, claims and changes mean ± half of one; other ± are "
-        "standard deviations over seeds.",
-        f"![{chart.description}]({file})",
-    ]
-    lines += [f"## {title}\n\n{markdown(table)}" for title, table in _tables(results).items()]
-    for name, content in {file: picture, "README.md": ("\n\n".join(lines) + "\n").encode()}.items():
-        with files.atomic_path(folder / name) as temporary:
-            temporary.write_bytes(content)
-
-
-def _thinned(results: Results) -> Results:
-    """An experiment without what its answer does not rest on: the last window of its curves, reliability of the first seed."""
-    curves, reliability = results.curves, results.reliability
-    last = curves.groupby("variant")["step"].transform("max")
-    return replace(
-        results,
-        curves=curves[curves["step"] == last],
-        reliability=reliability[reliability["seed"] == reliability["seed"].min()],
-    )
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown."""
-    return tabulate(table, headers="keys", showindex=False, tablefmt="github", disable_numparse=True)
 
 
 def _totals(directories: Sequence[Path]) -> str:
@@ -341,63 +194,3 @@ def _shown(points: Sequence[EvaluationParams]) -> list[EvaluationParams]:
 
 def _run_title(p: EvaluationParams, notebook: str) -> str:
     return f"{notebook.replace('_', ' ')} {p.model} weight decay {p.weight_decay:g} seed {p.seed}"
-
-
-def _conclude(file: str | Path, folder: Path, results: Results, done: dict[str, Path]) -> Path:
-
-    tables, kept = _tables(results), _kept(results)
-    print(f"\n{kept.scale}; losses in nats; mean ± sd over seeds, or ± half a 95 % Student-t interval where compared")
-    for name, table in reversed(tables.items()):
-        print(f"\n{name}\n{_for_terminal(name, table)}")
-    answer = _answer(kept)
-    print("".join(f"\n{sentence}" for sentence in answer))
-    lines = [*answer, f"{kept.scale}. Experiment file: {file}. Losses in nats, mean ± sd over seeds."]
-    title = f"The Fair Language Model Paradox: {results.params['experiment']}"
-    return write_report(folder / "report", title, lines, _for_page(tables), done, _picture(kept))
-
-
-def _for_page(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Tables as they fit a page: claims and verdicts with what explains them, an interval beside its mean."""
-    narrow = {name: _with_intervals(_without_common(table)) for name, table in tables.items()}
-    if "Claims" in tables:
-        said = tables["Claims"]
-        columns = {
-            "claim": said["claim"] + "\n" + said["exhibit"] + "; rule: " + said["rule"],
-            "paper": said["paper"],
-            "here": said["ours"],
-            "verdict": said["verdict"] + "\n" + said["reason"],
-        }
-        narrow["Claims"] = pd.DataFrame(columns)
-    return narrow
-
-
-def _without_common(table: pd.DataFrame) -> pd.DataFrame:
-    """A table without the columns of which the line of its scale says what all rows share."""
-    return table.drop(columns=[c for c in ("model", "n_seeds") if c in table and table[c].nunique() == 1])
-
-
-def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
-    table = table.copy()
-    for name in [c.removesuffix("_low") for c in table if str(c).endswith("_low") and c.removesuffix("_low") in table]:
-        bounds = table[[name, f"{name}_low", f"{name}_high"]]
-        table[name] = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in bounds.itertuples(index=False)]
-        table = table.drop(columns=bounds.columns[1:])
-    return table
-
-
-def _for_terminal(name: str, table: pd.DataFrame) -> str:
-    """A table as it fits the terminal: claims as a verdict and a paragraph each, Table 1 under narrow headings."""
-    if name != "Claims":
-        if name in ("Table 1", "Scale"):
-            table = _without_common(table).rename(columns=lambda c: c.replace("_", "\n"))
-        return tabulate(table, headers="keys", showindex=False)
-    width = shutil.get_terminal_size((120, 24)).columns
-    verdicts = table["verdict"].str.len().max()
-    rows = [
-        (
-            row.verdict,
-            f"{row.claim}\npaper: {row.paper} ({row.exhibit})\nhere: {row.ours}" + f"\n{row.reason}" * bool(row.reason),
-        )
-        for row in table.itertuples(index=False)
-    ]
-    return tabulate(rows, tablefmt="plain", maxcolwidths=[None, max(20, width - verdicts - 2)], disable_numparse=True)

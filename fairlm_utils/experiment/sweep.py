@@ -22,15 +22,13 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, 
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
 from fairlm_utils import files, identity
-from fairlm_utils.experiment.runs import evaluate
 from fairlm_utils.files import first_line
-from fairlm_utils.lm.tokenization import text_now
 from fairlm_utils.params import EvaluationParams, TokenizationParams
 
 # Libraries for models are imported where they are used: this process only waits, and its workers start by this module.
@@ -150,6 +148,7 @@ def _make(values: dict[str, Any]) -> str:
     try:
         p = EvaluationParams.check(values)
         _print_to(identity.run_dir(p) / LOG)
+        from fairlm_utils.experiment.runs import evaluate
 
         evaluate(p)
         return ""
@@ -240,7 +239,8 @@ def own_process() -> ProcessPoolExecutor:
 
 
 def texts_now(points: Sequence[EvaluationParams]) -> dict[str, str]:
-    """`runs.text_identity` of what corpora, tokenizers and configs of `points` are now, where that can be known."""
+    """`identity.text_identity` of what corpora, tokenizers and configs of `points` are now, where that can be known."""
+    from fairlm_utils.lm.tokenization import text_now
 
     found: dict[str, str] = {}
     for p in {tuple(getattr(p, name) for name in TokenizationParams.model_fields): p for p in points}.values():
@@ -336,12 +336,6 @@ def _outcome(future: Future, p: EvaluationParams) -> Outcome:
             "set runs_dir to a folder that all machines share",
         )
     return outcome
-
-
-def interrupted() -> NoReturn:
-    """End at once after Ctrl-C: workers and kernels end with this process, and finished work is kept."""
-    print("\ninterrupted; run the same command again to continue", file=sys.stderr, flush=True)
-    os._exit(130)  # a plain exit would wait for what they do
 
 
 def report_outcomes(outcomes: Sequence[Outcome]) -> None:
