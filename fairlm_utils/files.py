@@ -19,23 +19,10 @@ import pandas as pd
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 300 characters of it, or its type if it has none."""
-    lines = str(error).splitlines()
-    return lines[0][:300] if lines else type(error).__name__
-
-
 PROJECT = Path(__file__).resolve().parents[1]
-
-
 #: What a run's results are: weights, learning curves, per-token tables and small tables.
 RESULT_FILES = ("model/*.safetensors", "learning_curves.safetensors", "tokens_*.parquet", "tables/*.csv")
-
-
 SEAL = "sha256.json"
-
-
 #: What the characters of our own messages are where a terminal lacks them.
 _PLAIN = {
     **{"λ": "lambda", "Σ": "sum", "π": "pi", "ℓ": "loss", "×": "x", "±": "+-", "−": "-", "–": "-", "—": "-", "→": "->"},
@@ -60,6 +47,12 @@ class UserError(Exception):
 
 class RunError(UserError, RuntimeError):
     """A run directory or result folder that is missing, incomplete, foreign or in use; the message says what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 300 characters of it, or its type if it has none."""
+    lines = str(error).splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def enter_project() -> None:

@@ -15,8 +15,6 @@ from fairlm_utils.params import CorpusParams, TokenizationParams, TrainingParams
 
 #: Which text a run was made from: digests of the documents, of their token ids, and of the model's config if that is a file.
 TEXT = "text.json"
-
-
 #: Parameters that differ between the runs of one experiment; all others must agree, but between variants.
 AXES = ("model", "variant", "weight_decay", "seed")
 

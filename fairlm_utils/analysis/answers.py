@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from fairlm_utils.analysis.audit_tables import Audit
+from fairlm_utils.analysis.sentences import capital
 
 #: Types that a bin or kind must have to be named as the worst: a mean over fewer says more of them than of the bin.
 MIN_TYPES = 10
@@ -96,7 +97,7 @@ def gain_title(audits: Sequence[Audit]) -> str | list[str]:
     """A title for the chart of gains: what rare types do, a line per model where they differ."""
     phrases = {a.label: f"rare types {_gain_phrase(a)} frequent ones" for a in audits}
     if len(set(phrases.values())) == 1:
-        return next(iter(phrases.values())).capitalize()
+        return capital(next(iter(phrases.values())))
     return [f"{label}: {phrase}" for label, phrase in phrases.items()]
 
 
@@ -154,7 +155,7 @@ def by_frequency(table: pd.DataFrame, value: str, what: str, form: str = ".2f") 
             f"{label}: {what} from {low[value]:{form}} at n_v {low['bin']} to {high[value]:{form}} at {high['bin']}"
         )
     found = moves[0] if len(set(moves)) == 1 else "by frequency"
-    return f"{what[:1].upper()}{what[1:]} {found}", lines
+    return capital(f"{what} {found}"), lines
 
 
 def worst(a: Audit) -> str:

@@ -22,6 +22,7 @@ import vl_convert
 from PIL import Image
 
 from fairlm_utils.analysis.scale import BEND, LAWS
+from fairlm_utils.analysis.sentences import capital
 from fairlm_utils.frequency import SPLITS
 
 WIDTH, HEIGHT = 270, 240  # two panels and a legend fill the 800 pixels of a notebook
@@ -390,8 +391,7 @@ def headline(sentence: str, width: int = 84) -> list[str]:
     ['Rare words pay', 'Frequent ones do not']
     """
     parts = [part.split(" (")[0].split(":")[0] for part in sentence.split(". ")[0].rstrip(".").split("; ")]
-    parts = [part[:1].upper() + part[1:] if part[:1].isascii() else part for part in parts]  # λ stays λ
-    return [line for part in parts for line in textwrap.wrap(part, width)]
+    return [line for part in parts for line in textwrap.wrap(capital(part), width)]
 
 
 def change_by_tokenizer(table: pd.DataFrame, answer: str) -> alt.LayerChart:
@@ -601,7 +601,7 @@ def models_by_bin(
     return alt.layer(*layers, data=frame).properties(
         width=1.7 * WIDTH,
         height=HEIGHT,
-        title=title or f"{name[:1].upper()}{name[1:]} by frequency",
+        title=title or capital(f"{name} by frequency"),
         description=f"Line chart of the {name} by frequency bin, one curve per model{said}",
     )
 
@@ -725,7 +725,7 @@ def ratio_by_counts(table: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
         height=1.4 * WIDTH,
         title="Ratio of the changes: measured, and by the counts",
         description="Scatter of the measured ratio of the balanced to the average change against the ratio that the counts give at the "
-        "fitted slope, a colour a weight decay and one shape per rung, with intervals and the diagonal",
+        "fitted slope, a colour per weight decay and one shape per rung, with intervals and the diagonal",
     )
 
 
@@ -906,7 +906,7 @@ def token_explorer(
 
     Draw a rectangle on the map to list the types under it, largest change first; type in the box to keep those whose
     spelling contains the text. Cells of the map are counts of types, so that 32,000 types are a few hundred marks.
-    `tokens`: token, kind, n_train, loss_SPLIT, change_SPLIT (see `runs.token_changes`).
+    `tokens`: token, kind, n_train, loss_SPLIT, change_SPLIT (see `results.token_changes`).
     """
     change, loss = f"change_{split}", f"loss_{split}"
     shown = tokens[[change]].notna().all(axis=1)
@@ -986,7 +986,7 @@ def token_explorer(
 
 
 def learning_curves(curves: pd.DataFrame, n_bins: int = 4, chance: float | None = None) -> alt.Chart | alt.FacetChart:
-    """Loss in the training stream (y, nats, mean over types) against step (x), a panel a frequency bin, one line per λ.
+    """Loss in the training stream (y, nats, mean over types) against step (x), one panel per frequency bin, one line per λ.
 
     Shows `n_bins` bins from the rarest to the most frequent; bands are intervals over seeds, cut off below 0. Dashed is
     `chance`, the loss log V of a uniform guess.

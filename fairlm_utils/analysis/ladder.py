@@ -93,7 +93,7 @@ def effects(rungs: Mapping[str, Results], weight_decay: float, confidence: float
 
 
 def eras(new: Results, old: Results, confidence: float = 0.95) -> pd.DataFrame:
-    """Balanced loss that λ adds where all parameters decay (`old`) and where matrices alone do (`new`), a row a common λ.
+    """Balanced loss that λ adds where all parameters decay (`old`) and where matrices alone do (`new`), one row per common λ.
 
     Columns weight_decay, n_seeds, all and matrices (means over common seeds), `left` = the second over the first, mean over
     seeds with left_low and left_high.

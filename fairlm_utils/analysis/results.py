@@ -14,42 +14,15 @@ from fairlm_utils import files, identity
 from fairlm_utils.frequency import SPLITS
 from fairlm_utils.params import ParameterError, TrainingParams
 
-
-def read_token_table(directory: str | Path, split: str) -> pd.DataFrame:
-    """The per-token table of a run on a split, "training" or "held-out"."""
-    path = Path(directory) / f"tokens_{split}.parquet"
-    files.check_seal(directory, path.name)
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise files.RunError(
-            f"{path}: cannot be read ({error}); remove the run's folder and evaluate it again"
-        ) from error
-
-
 TOKENS = "tokens.csv"
-
-
 _RUN = ["model", "weight_decay", "seed"]
-
-
 _SCORES = ["accuracy", "top5_accuracy", "learning_speed", "floor_accuracy", "confidence", "ece"]
-
-
 _LOSSES = [f"{of}{over}" for of in ("loss", "unigram", "floor", "gain") for over in ("", "_occurrences")]
-
-
 _GROUP = ["n_types", "n_tokens", *_LOSSES, *_SCORES]
-
-
 _FLOORS = [f"{mean}_{of}" for of in ("floor", "floor_accuracy") for mean in ("average", "token_balanced")]
-
-
 _MEANS = [
     f"{mean}_{of}" for of in ("loss", "accuracy", "perplexity", "unigram") for mean in ("average", "token_balanced")
 ]
-
-
 #: The small tables of a run and of an experiment, and the columns of each. Floors are those of training rows, empty in
 #: held-out ones. `counts`, the histogram of n_v, is the same for all λ and seeds; it has `variant` where variants differ.
 TABLES: dict[str, list[str]] = {
@@ -61,31 +34,19 @@ TABLES: dict[str, list[str]] = {
     "curves": [*_RUN, "bin", "bin_low", "step", "loss"],
     "counts": ["n_train", "n_types"],
 }
-
-
 _TOKEN_COLUMNS = ["token_id", "token", "kind", "n_train", "weight_decay"] + [
     f"{of}_{split}" for of in ("loss", "change") for split in SPLITS
 ]
-
-
 #: Tables that some experiments have: loss by word, where runs are evaluated with `by_word`, and by language, where
-#: `fairlm_utils.analysis.languages` made the corpus.
+#: `results/languages/extract.py` made the corpus.
 SOME_TABLES = {
     "words": [*_RUN, "split", "bin", "bin_low", "n_words", "n_occurrences", "loss", "loss_occurrences"],
     "languages": [*_RUN, "split", "language", "share", "n_bytes", "bits_per_byte", "n_types", "low_frequency_types"],
 }
-
-
 _TEXT = {"model", "variant", "split", "language", "bin", "frequency_class", "kind", "token"}
-
-
 _WHOLE = (_TEXT - {"token"}) | {*_RUN, "n_train", "n_train_tokens", "chance", *_MEANS}
-
-
 #: Types of the largest vocabulary whose table is written for committing; that of a larger one stays with its runs.
 MAX_COMMITTED_TYPES = 5_000
-
-
 _RESTORE = "restore it, or make it again by the command in its README.md"
 
 
@@ -224,6 +185,18 @@ def _mean_loss(paths: Sequence[Path]) -> np.ndarray:
     for path in paths:
         total = total + pd.read_parquet(path, columns=["loss"])["loss"].to_numpy()
     return total / len(paths)
+
+
+def read_token_table(directory: str | Path, split: str) -> pd.DataFrame:
+    """The per-token table of a run on a split, "training" or "held-out"."""
+    path = Path(directory) / f"tokens_{split}.parquet"
+    files.check_seal(directory, path.name)
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise files.RunError(
+            f"{path}: cannot be read ({error}); remove the run's folder and evaluate it again"
+        ) from error
 
 
 def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:

@@ -26,8 +26,13 @@ def show(*sentences: str) -> None:
     print(*(textwrap.fill(s, 100, subsequent_indent="  ", break_on_hyphens=False) for s in sentences), sep="\n")
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def capital(text: str) -> str:
+    """A sentence or title with a capital first letter, the rest as it is; λ stays λ.
+
+    >>> capital("loss of GPT-2"), capital("λ helps")
+    ('Loss of GPT-2', 'λ helps')
+    """
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text
 
 
 def _sign(values: pd.Series) -> int:
@@ -56,7 +61,7 @@ def contrast(
         parts.append(f"{where}on {split} text {one} {does} {said}: {a.mean():+.3f} against {b.mean():+.3f}{unit}")
     if not parts:
         return "No λ above 0 and up to 1 was run, to be compared with λ = 0"
-    return _capital(f"{'; '.join(parts)} (λ 0 → {at:g}, {(n := frame['seed'].nunique())} seed{'s' * (n > 1)})")
+    return capital(f"{'; '.join(parts)} (λ 0 → {at:g}, {(n := frame['seed'].nunique())} seed{'s' * (n > 1)})")
 
 
 def _ends(bins: pd.DataFrame) -> list[str]:
@@ -77,7 +82,7 @@ def levels(bins: pd.DataFrame, value: str, what: str, unit: str = "") -> str:
     """`value`, called `what`, of the rarest and of the most frequent bin, a part per text; means over the rows of each."""
     rare, frequent = _ends(bins)
     means = bins.groupby(["split", "bin"], sort=False)[value].mean()
-    return _capital(
+    return capital(
         "; ".join(
             f"on {split} text {what} at n_v {rare} is {means[split, rare]:.2f}{unit}, that at n_v {frequent} "
             f"{means[split, frequent]:.2f}"
@@ -100,7 +105,7 @@ def half_learnt(curves: pd.DataFrame, chance: float) -> str:
         step = first.get((weight_decay, name))
         return f"{'no step' if step is None else f'step {step:,}'} at λ = {weight_decay:g}"
 
-    return _capital(
+    return capital(
         "; ".join(
             f"types of n_v {name} are half learnt by "
             f"{' and '.join(by(w, name) for w in sorted({run.min(), run.max()}))}"
@@ -152,7 +157,7 @@ def shares_by_size(table: pd.DataFrame) -> list[str]:
         rises = (rise > -_NO_FALL).all() and rise.sum() > 0
         level = abs(share.iloc[-1] - _LEVEL) < _NEAR and abs(rise.iloc[-1]) < _NEAR
         lines.append(
-            f"{_capital(name)} are {share.iloc[0]:.0%} of {size.iloc[0]:,} types and {share.iloc[-1]:.0%} of {size.iloc[-1]:,}, at "
+            f"{capital(name)} are {share.iloc[0]:.0%} of {size.iloc[0]:,} types and {share.iloc[-1]:.0%} of {size.iloc[-1]:,}, at "
             f"least {share.min():.0%}: {claims.REPRODUCED if rises and level else claims.IN_PART if rises else claims.NOT} (paper: rises, "
             f"levels off near {_LEVEL:.0%})"
         )

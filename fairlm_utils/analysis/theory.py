@@ -223,9 +223,10 @@ def fit_bins(bins: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         ["n_types", "n_tokens", "loss", "floor"]
     ].mean()
     means = means.assign(n_k=means["n_tokens"] / means["n_types"], measured=means["loss"] - means["floor"])
+    n_classes, n_samples = problem_of(bins)
     rows, fitted = [], []
     for (model, decay), own in means[means["measured"] > 0].groupby(["model", "weight_decay"]):
-        fit = fit_weight_decay(own["n_k"], own["measured"], *problem_of(bins))
+        fit = fit_weight_decay(own["n_k"], own["measured"], n_classes, n_samples)
         rows.append((model, decay, fit.weight_decay, fit.r_squared, log_log_slope(own["n_k"], own["measured"])))
         fitted.append(own.assign(fitted=fit.fitted, residual=fit.residuals))
     names = ["model", "weight_decay", "effective", "r_squared", "slope"]

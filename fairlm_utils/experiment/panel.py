@@ -115,8 +115,8 @@ class Piece(TrainerCallback):
 def run(points: Sequence[EvaluationParams], deadline: float) -> bool:
     """Train and evaluate the runs one after the other until `deadline` (of time.monotonic); whether all are finished.
 
-    Whatever the deadline, at least a step of training or one evaluation is done. Raises what `training.train` and
-    `evaluation.evaluate` raise.
+    Whatever the deadline, at least a step of training or one evaluation is done. Raises what `runs.train` and
+    `runs.evaluate` raise.
     """
     begun = False
     for p in points:

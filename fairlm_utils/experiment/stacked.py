@@ -3,7 +3,7 @@
 python -m fairlm_utils stack params/map.yaml
 
 A small model leaves a GPU idle most of a step; a hundred of them, each with its own weights, batches and optimiser,
-fill it. What is written is what `training.train` writes, from the same initial weights and batches, to rounding.
+fill it. What is written is what `runs.train` writes, from the same initial weights and batches, to rounding.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class Stack:
     def write(
         self, pool: Executor, corpus: TokenizedCorpus, ends: list[int], windows: np.ndarray, seconds: float
     ) -> list:
-        """Have the folder of every run written in `pool`, as `training.train` and `evaluation.evaluate` write it."""
+        """Have the folder of every run written in `pool`, as `runs.train` and `runs.evaluate` write it."""
         data = evaluation.evaluated_blocks(self.p, corpus)
         by_split = {split: self.predictions(blocks) for split, blocks in data.items()}
         return [
@@ -276,7 +276,7 @@ def _write(
 def train(points: Sequence[EvaluationParams], pool: Executor) -> list[Future]:
     """Train the runs as one stack and evaluate them; those that are finished are left out. What `pool` writes of them.
 
-    A stack has no checkpoints: what is interrupted begins anew. Raises what `training.train` raises.
+    A stack has no checkpoints: what is interrupted begins anew. Raises what `runs.train` raises.
     """
     points = [p for p in points if not (identity.run_dir(p) / "tables" / "totals.csv").exists()]
     if not points:

@@ -56,7 +56,7 @@ def memoriser_sums(input_ids: np.ndarray, labels: np.ndarray, vocab_size: int) -
 def baselines(blocks: Blocks, vocab_size: int) -> dict[str, pd.DataFrame]:
     """Per split, what models are compared with, one row per type of the vocabulary, by the counts of the training `blocks`.
 
-    `unigram` is `metrics.unigram_loss` of n_v (nats); `floor` (nats) and `floor_accuracy`, of the training split alone,
+    `unigram` is `frequency.unigram_loss` of n_v (nats); `floor` (nats) and `floor_accuracy`, of the training split alone,
     are those of the memoriser of all the blocks, means over the type's training occurrences, NaN where it has none.
     """
     n, loss, correct = memoriser_sums(blocks.input_ids.numpy(), blocks.labels.numpy(), vocab_size).T

@@ -106,7 +106,7 @@ def word_counts(documents: Iterable[str], words: Iterable[str]) -> dict[str, int
 
 
 def by_frequency(corpus: TokenizedCorpus, split: str, losses: np.ndarray, n_train_ids: int) -> pd.DataFrame:
-    """Loss by word-frequency bin (`metrics.by_word_bin`, nats) of a run's packed blocks of `split`, from token ids alone.
+    """Loss by word-frequency bin (`by_word_bin`, nats) of a run's packed blocks of `split`, from token ids alone.
 
     `losses` [blocks, context] are those of `evaluation.token_sums`. A word's frequency is its count in the training documents
     that begin in the first `n_train_ids` ids. So it is one of the text, the same whatever the tokenizer. Raises RunError if
