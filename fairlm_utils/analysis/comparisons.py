@@ -114,18 +114,19 @@ def mean_interval(frame: pd.DataFrame, value: str, confidence: float = 0.95) -> 
     return table.assign(p_value=2 * stats.t.sf(np.abs(t), np.maximum(table["n_seeds"] - 1, 1)))
 
 
-def say_changes(changes: pd.DataFrame, group: str, value: str = "loss", unit: str = "nats") -> list[str]:
+def say_changes(changes: pd.DataFrame, group: str, value: str = "loss", unit: str = " nats") -> list[str]:
     """One sentence per text: how many groups of `paired` changes fall or rise beyond seeds, and the largest of each."""
+    groups = {"frequency_class": "classes"}.get(group, f"{group}s")
     lines = []
     for split, own in changes.groupby("split", sort=False):
         said = []
         for word, beyond, order in (("lower", own["high"] < 0, True), ("higher", own["low"] > 0, False)):
             most = own[beyond].sort_values("mean", ascending=order).head(1)
             said.append(
-                f"{word} in {beyond.sum()} of {len(own)}"
-                + "".join(f" (most in {g}, {m:+.3f} {unit})" for g, m in zip(most[group], most["mean"], strict=True))
+                f"{word} in {beyond.sum()} of {len(own)} {groups}"
+                + "".join(f" (most in {g}, {m:+.3f}{unit})" for g, m in zip(most[group], most["mean"], strict=True))
             )
-        lines.append(f"{split} text: the {value} is {' and '.join(said)} beyond seed-to-seed variation")
+        lines.append(f"On {split} text the {value} is beyond seed-to-seed variation {' and '.join(said)}")
     return lines
 
 
