@@ -195,7 +195,7 @@ def audits(p: AuditParams) -> list[Audit]:
         named = list(dict.fromkeys(name for name in (p.audited_model, p.reference_model) if name))
         names = dict(zip(short_names(named), named, strict=True))
     else:
-        names = {f"λ = {w:g}": str(_own_model(p, w)) for w in (0.5, 0.0)}
+        names = {f"λ = {w:g}": str(_own_model(p, w)) for w in (0.3, 0.0)}
     found = []
     with files.progress(names.items(), desc="auditing", unit="model") as bar:
         for label, name in bar:
