@@ -13,6 +13,7 @@ import json
 import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any
 
 import altair as alt
@@ -38,7 +39,6 @@ _COLOURS = {
     1.0: "#89d548",
     2.0: "#e8d51c",
 }
-_POSITIONS, _VIRIDIS = list(_COLOURS), list(_COLOURS.values())
 #: Lines that no model draws (`metrics.baselines`), by their dashes.
 BASELINE_DASHES = {"floor": [2, 2], "unigram": [6, 4], "uniform guess": [10, 3, 2, 3]}
 CLASS_COLOURS = {"low": "#d55e00", "high": "#0072b2"}
@@ -58,10 +58,9 @@ REMEDY_COLOURS = {
 
 @alt.theme.register("fairlm", enable=True)
 def _theme() -> alt.theme.ThemeConfig:
-    font = "system-ui, 'DejaVu Sans', sans-serif"
     return {
         "config": {
-            "font": font,
+            "font": "system-ui, 'DejaVu Sans', sans-serif",
             "background": "white",
             "view": {"continuousWidth": WIDTH, "continuousHeight": HEIGHT, "stroke": "#d0d0d0"},
             "axis": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal", "gridColor": "#ececec"},
@@ -108,20 +107,30 @@ alt.renderers.enable("fairlm")
 
 def weight_decay_colour(weight_decay: float) -> str:
     """The colour of a weight decay λ, the same in every chart."""
-    place = float(np.interp(weight_decay, _POSITIONS, range(len(_POSITIONS))))
-    low = min(int(place), len(_VIRIDIS) - 2)
-    channels = ([int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in _VIRIDIS[low : low + 2])
-    return "#" + "".join(f"{round(a + (b - a) * (place - low)):02x}" for a, b in zip(*channels, strict=True))
+    channels = ([int(colour[i : i + 2], 16) for colour in _COLOURS.values()] for i in (1, 3, 5))
+    return "#" + "".join(f"{round(np.interp(weight_decay, list(_COLOURS), c)):02x}" for c in channels)
+
+
+def _category(channel: Callable[..., Any], field: str, values: Sequence[str] | dict[str, Any], **options: Any) -> Any:
+    """A channel by a category whose `values` have this order and, in a dictionary, these colours, shapes or dashes."""
+    drawn: dict[str, Any] = {"range": list(values.values())} if isinstance(values, dict) else {}
+    return channel(f"{field}:N", sort=list(values), scale=alt.Scale(domain=list(values), **drawn), **options)
+
+
+#: An axis of shares, or of anything else in [0, 1].
+_SHARE: dict[str, Any] = {"axis": alt.Axis(format="%"), "scale": alt.Scale(domain=[0, 1])}
+
+
+def _numbers(format: str, *fields: str) -> list[alt.Tooltip]:
+    return [alt.Tooltip(f"{field}:Q", format=format) for field in fields]
 
 
 def _by_weight_decay(
     frame: pd.DataFrame, colours: Callable[[float], str] = weight_decay_colour
 ) -> tuple[alt.Color, alt.Parameter, Any]:
     """Colour by λ, a selection bound to its legend, and the opacity that follows it."""
-    values, labels = sorted(frame["weight_decay"].unique()), _labels(frame)
-    colour = alt.Color(
-        "λ:N", sort=labels, scale=alt.Scale(domain=labels, range=[colours(v) for v in values]), title="weight decay λ"
-    )
+    of_labels = {f"{v:g}": colours(v) for v in sorted(frame["weight_decay"].unique())}
+    colour = _category(alt.Color, "λ", of_labels, title="weight decay λ")
     chosen = alt.selection_point(fields=["λ"], bind="legend", name="chosen")
     return colour, chosen, alt.condition(chosen, alt.value(1.0), alt.value(0.12))
 
@@ -133,6 +142,11 @@ def _labels(frame: pd.DataFrame) -> list[str]:
 
 def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(λ=frame["weight_decay"].map("{:g}".format))
+
+
+def _bins(frame: pd.DataFrame) -> list[str]:
+    """The frequency bins of a table, rarest first."""
+    return frame.sort_values("bin_low")["bin"].unique().tolist()
 
 
 def _facets(frame: pd.DataFrame) -> dict[str, Any]:
@@ -148,10 +162,11 @@ def _facets(frame: pd.DataFrame) -> dict[str, Any]:
     return facets
 
 
-def _finish(chart: Any, frame: pd.DataFrame, title: str, description: str, x: str = "shared", y: str = "shared") -> Any:
-    chart = chart.properties(width=WIDTH, height=HEIGHT, data=frame)
+def _panels(layers: list[Any], frame: pd.DataFrame, title: str, description: str) -> Any:
+    """Layers of a table in a panel per split and regime, losses of each on a scale of its own."""
+    chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, data=frame)
     if facets := _facets(frame):
-        chart = chart.facet(**facets).resolve_scale(x=x, y=y)
+        chart = chart.facet(**facets).resolve_scale(x="shared", y="independent")
     return chart.properties(title=title, description=description)
 
 
@@ -164,35 +179,14 @@ def _y(title: str) -> alt.Y:
     return alt.Y("mean:Q", title=title, scale=alt.Scale(domainMin=0))
 
 
+def _zero(**at: Any) -> alt.Chart:
+    """A rule where nothing changes."""
+    return alt.Chart().mark_rule(color="#888888", strokeDash=[3, 3]).encode(**at)
+
+
 def _beside(groups: Sequence[str], field: str) -> alt.XOffset:
     """Groups a few pixels apart at the same x, so that no interval hides another."""
     return alt.XOffset(f"{field}:N", sort=list(groups), scale=alt.Scale(paddingOuter=1))
-
-
-def _against_weight_decay(
-    frame: pd.DataFrame, group: str, colours: dict[str, str], y_title: str, zero: bool = True
-) -> alt.LayerChart | alt.FacetChart:
-    """One curve per group against λ, with intervals over seeds; λ on evenly spaced positions, since 0 has no logarithm."""
-    frame = _labelled(frame)
-    order, title = _labels(frame), group.replace("_", " ")
-    base = alt.Chart().encode(
-        x=alt.X("λ:O", sort=order, title="weight decay λ (evenly spaced)", axis=alt.Axis(labelAngle=0)),
-        color=alt.Color(
-            f"{group}:N",
-            sort=list(colours),
-            scale=alt.Scale(domain=list(colours), range=list(colours.values())),
-            title=title,
-        ),
-        xOffset=_beside(list(colours), group),
-        tooltip=["λ", alt.Tooltip(f"{group}:N"), *_statistics(frame)],
-    )
-    y = _y(y_title) if zero else alt.Y("mean:Q", title=y_title)
-    line = base.mark_line(strokeWidth=2).encode(y=y)
-    points = base.mark_point(filled=True, size=60, opacity=1).encode(
-        y="mean:Q",
-        shape=alt.Shape(f"{group}:N", sort=list(colours), scale=alt.Scale(domain=list(colours)), title=title),
-    )
-    return alt.layer(line, _interval_over_seeds(base), points)
 
 
 def _statistics(frame: pd.DataFrame) -> list[alt.Tooltip]:
@@ -204,41 +198,65 @@ def _statistics(frame: pd.DataFrame) -> list[alt.Tooltip]:
     ]
 
 
+def _against_weight_decay(
+    frame: pd.DataFrame,
+    group: str,
+    y: alt.Y,
+    title: str,
+    of: str,
+    chance: float | None = None,
+    below: Sequence[alt.Chart] = (),
+) -> alt.Chart:
+    """One curve per group against λ over layers `below`; λ on evenly spaced positions, since 0 has no logarithm.
+
+    `chance` is drawn on held-out text, the only one whose losses are near it.
+    """
+    frame, legend = _labelled(frame), group.replace("_", " ")
+    colours = CLASS_COLOURS if group == "frequency_class" else MEASURE_COLOURS
+    x = alt.X("λ:O", sort=_labels(frame), title="weight decay λ (evenly spaced)", axis=alt.Axis(labelAngle=0))
+    base = alt.Chart().encode(
+        x=x,
+        color=_category(alt.Color, group, colours, title=legend),
+        xOffset=_beside(list(colours), group),
+        tooltip=["λ", alt.Tooltip(f"{group}:N"), *_statistics(frame)],
+    )
+    line = base.mark_line(strokeWidth=2).encode(y=y)
+    shape = _category(alt.Shape, group, list(colours), title=legend)
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(y="mean:Q", shape=shape)
+    keys = [k for k in ("model", "split", "λ") if k in frame]
+    guess = frame.loc[frame["split"] == "held-out", keys].assign(mean=chance, baseline="uniform guess")
+    lines = None if chance is None else guess.drop_duplicates()
+    drawn, layers = _beside_baselines(frame, lines, x, [*below, line, _interval_over_seeds(base), points])
+    return _panels(layers, drawn, title, f"Line chart of the {of}, with intervals over seeds")
+
+
 def figure_1(classes: pd.DataFrame, chance: float | None = None) -> alt.Chart:
     """Figure 1: loss (y, nats, mean over the types of a class) against λ (x), low- and high-frequency types.
 
     `classes`: weight_decay, split, frequency_class and the columns of `over_seeds`; model if there are several. Dashed on
     held-out text is `chance`, log V.
     """
-    return _losses(
-        _against_weight_decay(classes, "frequency_class", CLASS_COLOURS, "loss (nats, mean over types)"),
-        classes,
-        chance,
-        "Loss of low- and high-frequency types against weight decay",
-        "mean loss of low-frequency and of high-frequency token types",
-    )
+    title = "Loss of low- and high-frequency types against weight decay"
+    of = "mean loss of low-frequency and of high-frequency token types against weight decay, training and held-out text"
+    return _against_weight_decay(classes, "frequency_class", _y("loss (nats, mean over types)"), title, of, chance)
 
 
 def figure_3(totals: pd.DataFrame, chance: float | None = None) -> alt.Chart:
     """Figure 3: average and token-balanced loss (y, nats) against λ (x), `chance` as in `figure_1`. Column `measure` names the two."""
-    return _losses(
-        _against_weight_decay(totals, "measure", MEASURE_COLOURS, "loss (nats)"),
-        totals,
-        chance,
-        "Average and token-balanced loss against weight decay",
-        "average loss over tokens and of the token-balanced loss over types",
-    )
+    title = "Average and token-balanced loss against weight decay"
+    of = "average loss over tokens and of the token-balanced loss over types against weight decay, training and held-out text"
+    return _against_weight_decay(totals, "measure", _y("loss (nats)"), title, of, chance)
 
 
-def _losses(curves: Any, frame: pd.DataFrame, chance: float | None, title: str, of: str) -> alt.Chart:
-    """Curves of losses against λ as panels, with `chance` on held-out text, the only one whose losses are near it."""
-    frame = _labelled(frame)
-    keys = [k for k in ("model", "split", "λ") if k in frame]
-    guess = frame.loc[frame["split"] == "held-out", keys].assign(mean=chance, baseline="uniform guess")
-    x = curves.layer[0].encoding.x
-    drawn, layers = _beside_baselines(frame, None if chance is None else guess.drop_duplicates(), x, curves.layer)
-    description = f"Line chart of the {of} against weight decay, training and held-out text, with intervals over seeds"
-    return _finish(alt.layer(*layers), drawn, title, description, y="independent")
+def change_by_weight_decay(changes: pd.DataFrame, group: str = "frequency_class") -> alt.Chart:
+    """Change of a loss from λ = 0 (y, nats) against λ (x), one curve per value of `group`, with intervals over seeds.
+
+    `changes`: weight_decay, split, `group` and the columns of `comparisons.paired`; regime if there are several. Above
+    the line at 0 weight decay harms, below it helps.
+    """
+    y = alt.Y("mean:Q", title="change of the loss from λ = 0 (nats)")
+    of = "change of the loss from weight decay 0 against weight decay"
+    return _against_weight_decay(changes, group, y, "What weight decay changes", of, below=[_zero(y=alt.datum(0))])
 
 
 def _beside_baselines(
@@ -247,8 +265,7 @@ def _beside_baselines(
     """A table with the rows of its baselines, and its layers, each of its own rows: dashed grey lines over the curves."""
     if baselines is None or baselines.empty:
         return frame, curves
-    present = [name for name in BASELINE_DASHES if name in set(baselines["baseline"])]
-    dashes = alt.Scale(domain=present, range=[BASELINE_DASHES[name] for name in present])
+    dashes = {name: dash for name, dash in BASELINE_DASHES.items() if name in set(baselines["baseline"])}
     legend = alt.Legend(symbolType="stroke", symbolSize=600, symbolStrokeColor="#555555", symbolStrokeWidth=1.8)
     line = (
         alt.Chart()
@@ -257,7 +274,7 @@ def _beside_baselines(
         .encode(
             x=x,
             y="mean:Q",
-            strokeDash=alt.StrokeDash("baseline:N", sort=present, scale=dashes, title="without a model", legend=legend),
+            strokeDash=_category(alt.StrokeDash, "baseline", dashes, title="without a model", legend=legend),
             tooltip=["baseline:N", alt.Tooltip("mean:Q", title="loss", format=".4f")],
         )
     )
@@ -274,9 +291,10 @@ def by_bin(
     the `baselines` of a loss, as `metrics.baselines` makes them.
     """
     frame = _labelled(bins)
-    order = frame.sort_values("bin_low")["bin"].unique().tolist()
     colour, chosen, opacity = _by_weight_decay(frame)
-    x = alt.X("bin:O", sort=order, title="training count n_v of the type (powers of 3)", axis=alt.Axis(labelAngle=-40))
+    x = alt.X(
+        "bin:O", sort=_bins(frame), title="training count n_v of the type (powers of 3)", axis=alt.Axis(labelAngle=-40)
+    )
     base = alt.Chart().encode(
         x=x,
         xOffset=_beside(_labels(frame), "λ"),
@@ -289,13 +307,8 @@ def by_bin(
     name = y_title.split(" (")[0]
     drawn, layers = _beside_baselines(frame, baselines, x, [line, _interval_over_seeds(base), points])
     said = ", beside floor, unigram and uniform guess" if len(layers) > 3 else ""
-    return _finish(
-        alt.layer(*layers),
-        drawn,
-        f"{name.capitalize()} by frequency of the type",
-        f"Line chart of the {name} by frequency bin of the token type, one curve a weight decay, with intervals over seeds{said}",
-        y="independent",
-    )
+    description = f"Line chart of the {name} by frequency bin of the token type, one curve a weight decay, with intervals over seeds"
+    return _panels(layers, drawn, f"{name.capitalize()} by frequency of the type", f"{description}{said}")
 
 
 def regime_map(cells: pd.DataFrame, value: str, panel: str, title: str, subtitle: str) -> alt.FacetChart:
@@ -314,11 +327,10 @@ def regime_map(cells: pd.DataFrame, value: str, panel: str, title: str, subtitle
     drawn["chosen"] = drawn["weight_decay"].map("λ = {:g}".format).where(known, "")
     drawn["useful"] = drawn["useful"].eq(True)
     most = float(drawn.loc[drawn["useful"], value].abs().max()) or 1.0
-    limits = [f"{value}_low", f"{value}_high"]
     base = alt.Chart(drawn).encode(
         x=alt.X("epochs:O", title="epochs", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("targets:O", title="targets in the text", sort=sizes[::-1]),
-        tooltip=["cell:N", *(alt.Tooltip(f"{c}:Q", format="+.3f") for c in (value, *limits)), "weight_decay:Q"],
+        tooltip=["cell:N", *_numbers("+.3f", value, f"{value}_low", f"{value}_high"), "weight_decay:Q"],
     )
     scale = alt.Scale(domain=[-most, 0, most], range=["#0072b2", "#ffffff", "#d55e00"], interpolate="rgb")
     colour = alt.Color(f"{value}:Q", scale=scale, title="nats")
@@ -342,24 +354,6 @@ def regime_map(cells: pd.DataFrame, value: str, panel: str, title: str, subtitle
     )
 
 
-def change_by_weight_decay(changes: pd.DataFrame, group: str = "frequency_class") -> alt.Chart:
-    """Change of a loss from λ = 0 (y, nats) against λ (x), one curve per value of `group`, with intervals over seeds.
-
-    `changes`: weight_decay, split, `group` and the columns of `comparisons.paired`; regime if there are several. Above
-    the line at 0 weight decay harms, below it helps.
-    """
-    colours = CLASS_COLOURS if group == "frequency_class" else MEASURE_COLOURS
-    curves = _against_weight_decay(changes, group, colours, "change of the loss from λ = 0 (nats)", zero=False)
-    zero = alt.Chart().mark_rule(color="#888888", strokeDash=[3, 3]).encode(y=alt.datum(0))
-    return _finish(
-        alt.layer(zero, *curves.layer),
-        _labelled(changes),
-        "What weight decay changes",
-        "Line chart of the change of the loss from weight decay 0 against weight decay, with intervals over seeds",
-        y="independent",
-    )
-
-
 def change_by_kind(changes: pd.DataFrame) -> alt.Chart:
     """Change of the loss from λ = 0 (x, nats) by kind of token (y), with intervals over seeds.
 
@@ -367,9 +361,8 @@ def change_by_kind(changes: pd.DataFrame) -> alt.Chart:
     """
     order = changes.groupby("kind")["mean"].mean().sort_values(ascending=False).index.tolist()
     base = alt.Chart().encode(y=alt.Y("kind:N", sort=order, title=None), tooltip=["kind:N", *_statistics(changes)])
-    bars = base.mark_bar(color="#0072b2", height={"band": 0.6}).encode(
-        x=alt.X("mean:Q", title="change of the loss (nats)")
-    )
+    x = alt.X("mean:Q", title="change of the loss (nats)")
+    bars = base.mark_bar(color="#0072b2", height={"band": 0.6}).encode(x=x)
     intervals = base.mark_rule(strokeWidth=2, color="#202020").encode(x="low:Q", x2="high:Q")
     chart = alt.layer(bars, intervals).properties(width=WIDTH, height=alt.Step(24), data=changes)
     return (
@@ -415,27 +408,23 @@ def change_by_language(changes: pd.DataFrame, answer: str) -> alt.Chart:
     `changes`: variant, split, language in their order, and the columns of `comparisons.paired` for one λ a mixture. The first
     of the sentences of `languages.verdict`, `answer`, is the title.
     """
-    labels = changes["variant"] + changes["weight_decay"].map(", λ = {:g}".format)
-    changes = changes.assign(variant=labels)
+    changes = changes.assign(variant=changes["variant"] + changes["weight_decay"].map(", λ = {:g}".format))
     order, mixtures = changes["language"].unique().tolist(), changes["variant"].unique().tolist()
     base = alt.Chart().encode(
         y=alt.Y("language:N", sort=order, title="language, the largest share first"),
         yOffset=alt.YOffset("variant:N", sort=mixtures, scale=alt.Scale(paddingOuter=0.6)),
-        color=alt.Color(
-            "variant:N", scale=alt.Scale(domain=mixtures, range=[*CLASS_COLOURS.values()]), title="mixture"
-        ),
+        color=alt.Color("variant:N", title="mixture").scale(domain=mixtures, range=[*CLASS_COLOURS.values()]),
         tooltip=["language:N", "variant:N", "weight_decay:Q", *_statistics(changes)],
     )
     points = base.mark_point(filled=True, size=60, opacity=1).encode(
         x=alt.X("mean:Q", title="change of the loss from λ = 0 (bits per byte)"),
-        shape=alt.Shape("variant:N", scale=alt.Scale(domain=mixtures), title="mixture"),
+        shape=alt.Shape("variant:N", title="mixture").scale(domain=mixtures),
     )
     intervals = base.mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q")
-    zero = alt.Chart().mark_rule(color="#888888", strokeDash=[3, 3]).encode(x=alt.datum(0))
-    chart = alt.layer(zero, intervals, points).properties(width=WIDTH, height=alt.Step(12), data=changes)
-    splits = [s for s in SPLITS if s in set(changes["split"])]
+    chart = alt.layer(_zero(x=alt.datum(0)), intervals, points)
     return (
-        chart.facet(column=alt.Column("split:N", sort=splits, title=None))
+        chart.properties(width=WIDTH, height=alt.Step(12), data=changes)
+        .facet(column=_facets(changes)["column"])
         .resolve_scale(x="independent")
         .properties(
             title=headline(answer),
@@ -452,14 +441,12 @@ def reliability(curves: pd.DataFrame) -> alt.Chart | alt.FacetChart:
     """
     frame = _labelled(curves)
     colour, chosen, opacity = _by_weight_decay(frame)
-    percent = alt.Axis(format="%")
-    scale = alt.Scale(domain=[0, 1])
     base = alt.Chart().encode(
-        x=alt.X("confidence:Q", title="confidence", axis=percent, scale=scale),
-        y=alt.Y("accuracy:Q", title="accuracy", axis=percent, scale=scale),
+        x=alt.X("confidence:Q", title="confidence", **_SHARE),
+        y=alt.Y("accuracy:Q", title="accuracy", **_SHARE),
         color=colour,
         opacity=opacity,
-        tooltip=["λ", "frequency_class:N", *(alt.Tooltip(f"{k}:Q", format=".1%") for k in ("confidence", "accuracy"))],
+        tooltip=["λ", "frequency_class:N", *_numbers(".1%", "confidence", "accuracy")],
     )
     diagonal = (
         alt.Chart()
@@ -502,22 +489,16 @@ def pareto(numbers: pd.DataFrame, x: str = "heldout_average") -> alt.VConcatChar
 def _pareto_panel(frame: pd.DataFrame, regime: str, x: str) -> alt.HConcatChart:
     frame = frame.sort_values(x, kind="stable").assign(number=np.arange(1, len(frame) + 1))
     frame["line"] = frame["number"].map("{:>2}  ".format) + frame["variant"]
-    frame["numbered"] = _apart(frame, x, "heldout_low_frequency")
-    kinds = list(REMEDY_COLOURS)
-    x_title, y_title = "held-out average loss (nats)", "held-out loss of low-frequency types (nats)"
     field = "heldout_low_frequency"
+    frame["numbered"] = _apart(frame, x, field)
+    x_title, y_title = "held-out average loss (nats)", "held-out loss of low-frequency types (nats)"
     y = alt.Y(f"{field}:Q", title=y_title, scale=alt.Scale(zero=False, padding=8))
     base = alt.Chart().encode(x=alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, padding=12)), y=y)
     rule: dict[str, Any] = {"color": "#909090", "opacity": 0.7, "clip": True}
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
-        color=alt.Color(
-            "kind_of_remedy:N",
-            sort=kinds,
-            scale=alt.Scale(domain=kinds, range=list(REMEDY_COLOURS.values())),
-            title="acts on",
-        ),
-        shape=alt.Shape("kind_of_remedy:N", sort=kinds, scale=alt.Scale(domain=kinds), title="acts on"),
-        tooltip=["variant:N", *(alt.Tooltip(f"{k}:Q", format=".3f") for k in (x, field))],
+        color=_category(alt.Color, "kind_of_remedy", REMEDY_COLOURS, title="acts on"),
+        shape=_category(alt.Shape, "kind_of_remedy", list(REMEDY_COLOURS), title="acts on"),
+        tooltip=["variant:N", *_numbers(".3f", x, field)],
     )
     numbered = alt.layer(
         base.mark_rule(**rule).encode(x=f"{x}_low:Q", x2=f"{x}_high:Q"),
@@ -550,6 +531,7 @@ def _apart(frame: pd.DataFrame, x: str, y: str, distance: float = 0.04) -> np.nd
 #: Axis of frequency bins of an audit: the counts are those of a reference text, whatever the model was trained on.
 _REFERENCE_COUNT = "count n_v of the type in the reference text (powers of 3)"
 _MODEL_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+_BASELINE_COLOURS = ("#555555", "#a0a0a0", "#202020", "#c8c8c8")
 
 
 def models_by_bin(
@@ -565,38 +547,33 @@ def models_by_bin(
     `bins` has label, bin, bin_low and `value`, and low and high if its intervals are to be drawn; `baselines` have label, bin,
     bin_low and `value`, and are drawn as dashed grey curves under the models'. A `title` says what was found.
     """
-    labels = bins["label"].unique().tolist()
-    lines = [] if baselines is None else baselines["label"].unique().tolist()
-    frame = bins.assign(curve="model")
+    frame, lines = bins.assign(curve="model"), []
     if baselines is not None:
+        lines = baselines["label"].unique().tolist()
         frame = pd.concat([baselines.assign(curve="baseline"), frame], ignore_index=True)
     columns = ("label", "bin", "bin_low", value, "low", "high", "n_types", "n_words", "curve")
     frame = frame[[c for c in columns if c in frame]]
-    order = frame.sort_values("bin_low")["bin"].unique().tolist()
+    labels = bins["label"].unique().tolist()
+    colours = dict(zip(labels, cycle(_MODEL_COLOURS), strict=False))
+    colours |= dict(zip(lines, cycle(_BASELINE_COLOURS), strict=False))
     name = y_title.split(" (")[0]
     crosses = bool((frame[value] < 0).any())
-    colours = [*_MODEL_COLOURS[: len(labels)], *("#555555", "#a0a0a0", "#202020", "#c8c8c8")[: len(lines)]]
-    counts = [alt.Tooltip(f"{c}:Q", format=",") for c in ("n_types", "n_words") if c in frame]
+    counts = [c for c in ("n_types", "n_words") if c in frame]
     base = alt.Chart(frame).encode(
-        x=alt.X("bin:O", sort=order, title=x_title, axis=alt.Axis(labelAngle=-40)),
+        x=alt.X("bin:O", sort=_bins(frame), title=x_title, axis=alt.Axis(labelAngle=-40)),
         y=alt.Y(f"{value}:Q", title=y_title, scale=alt.Scale() if crosses else alt.Scale(domainMin=0)),
-        color=alt.Color("label:N", sort=[*labels, *lines], title=None, legend=alt.Legend(labelLimit=420)).scale(
-            domain=[*labels, *lines], range=colours
-        ),
-        tooltip=["label:N", "bin:O", alt.Tooltip(f"{value}:Q", format=".4f"), *counts],
+        color=_category(alt.Color, "label", colours, title=None, legend=alt.Legend(labelLimit=420)),
+        tooltip=["label:N", "bin:O", *_numbers(".4f", value), *_numbers(",", *counts)],
     )
-    layers = (
-        [base.transform_filter("datum.curve == 'baseline'").mark_line(strokeWidth=1.5, strokeDash=[5, 4])]
-        if lines
-        else []
-    )
+    layers = [alt.Chart().mark_rule(color="#888888").encode(y=alt.datum(0))] if crosses else []
+    if lines:
+        baseline = base.transform_filter("datum.curve == 'baseline'")
+        layers.append(baseline.mark_line(strokeWidth=1.5, strokeDash=[5, 4]))
     models = base.transform_filter("datum.curve == 'model'")
     if "low" in frame:
         models = models.encode(xOffset=_beside(labels, "label"))
         layers.append(_interval_over_seeds(models))
     layers += [models.mark_line(strokeWidth=2), models.mark_point(filled=True, size=55, opacity=1)]
-    if crosses:
-        layers.insert(0, alt.Chart().mark_rule(color="#888888").encode(y=alt.datum(0)))
     said = f", beside {' and '.join(lines)}" if lines else ""
     return alt.layer(*layers, data=frame).properties(
         width=1.7 * WIDTH,
@@ -619,16 +596,16 @@ def floors(frame: pd.DataFrame) -> alt.HConcatChart:
     }
     memoriser = frame["source"] == "ideal memoriser"
     order = frame.loc[memoriser, "layout"].unique().tolist()
-    sources = frame["source"].unique().tolist()
-    colours = ["#202020", *(weight_decay_colour(v) for v in (0.0, 1.0))]
+    colours = ("#202020", *(weight_decay_colour(v) for v in (0.0, 1.0)))
+    sources = dict(zip(frame["source"].unique(), colours, strict=False))
     panels = []
     for i, (measure, title) in enumerate(titles.items()):
         axis = alt.Axis(format=".1%" if "accuracy" in measure else "~g", tickCount=4)
         own = frame[frame["measure"] == measure]
         base = alt.Chart().encode(
             x=alt.X("value:Q", title=title, axis=axis, scale=alt.Scale(zero="loss" in measure, padding=10)),
-            color=alt.Color("source:N", sort=sources, title=None).scale(domain=sources, range=colours),
-            tooltip=["source:N", "layout:N", alt.Tooltip("value:Q", format=".4f")],
+            color=_category(alt.Color, "source", sources, title=None),
+            tooltip=["source:N", "layout:N", *_numbers(".4f", "value")],
         )
         y = alt.Y("layout:N", sort=order, title=None, axis=alt.Axis(labels=not i, ticks=not i, labelLimit=240))
         rules = base.properties(data=own[~memoriser[own.index]]).mark_rule(strokeWidth=2)
@@ -646,14 +623,15 @@ _RUNG_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9
 _RUNG_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke")
 
 
-def _by_rung(names: Sequence[str]) -> dict[str, Any]:
+def _by_rung(frame: pd.DataFrame) -> dict[str, Any]:
     """Colour and shape by rung; colours come again with another shape."""
-    colours = [_RUNG_COLOURS[i % len(_RUNG_COLOURS)] for i in range(len(names))]
-    shapes = [_RUNG_SHAPES[(i + i // len(_RUNG_COLOURS)) % len(_RUNG_SHAPES)] for i in range(len(names))]
+    names, n = frame["rung"].unique().tolist(), len(_RUNG_COLOURS)
+    colours = {name: _RUNG_COLOURS[i % n] for i, name in enumerate(names)}
+    shapes = {name: _RUNG_SHAPES[(i + i // n) % n] for i, name in enumerate(names)}
     legend = alt.Legend(labelLimit=240, title=None)
     return {
-        "color": alt.Color("rung:N", sort=names, legend=legend).scale(domain=names, range=colours),
-        "shape": alt.Shape("rung:N", sort=names, legend=legend).scale(domain=names, range=shapes),
+        "color": _category(alt.Color, "rung", colours, legend=legend),
+        "shape": _category(alt.Shape, "rung", shapes, legend=legend),
     }
 
 
@@ -663,21 +641,21 @@ def added_by_count(points: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
     `points`: rung, weight_decay, n_train, mean, low, high (intervals over seeds) and fitted, as `ladder.by_count` makes them.
     """
     frame = points.assign(rung=points["rung"] + points["weight_decay"].map(", λ = {:g}".format))
-    channels = _by_rung(frame["rung"].unique().tolist())
+    channels = _by_rung(frame)
 
     def y(field: str) -> alt.Y:
         ticks = [a * 10.0**k for k in range(-6, 2) for a in (1, 3)]
-        return alt.Y(**_log(field, "loss added by λ (nats)", "~g", ticks, padding=8))
+        return _log(alt.Y, field, "loss added by λ (nats)", "~g", ticks, padding=8)
 
     base = alt.Chart(frame).encode(
-        x=alt.X(**_log("n_train:Q", "training count n_v (mean of the bin)", ",", padding=8)),
+        x=_log(alt.X, "n_train", "training count n_v (mean of the bin)", ",", padding=8),
         color=channels["color"],
-        tooltip=["rung:N", alt.Tooltip("n_train:Q", format=".1f"), *_statistics(frame)],
+        tooltip=["rung:N", *_numbers(".1f", "n_train"), *_statistics(frame)],
     )
     return alt.layer(
-        base.mark_line(strokeWidth=1.5).encode(y=y("fitted:Q")),
-        base.mark_rule(strokeWidth=1.5).encode(y=y("low:Q"), y2="high:Q"),
-        base.mark_point(filled=True, size=60, opacity=1).encode(y=y("mean:Q"), shape=channels["shape"]),
+        base.mark_line(strokeWidth=1.5).encode(y=y("fitted")),
+        base.mark_rule(strokeWidth=1.5).encode(y=y("low"), y2="high:Q"),
+        base.mark_point(filled=True, size=60, opacity=1).encode(y=y("mean"), shape=channels["shape"]),
     ).properties(
         width=1.6 * WIDTH,
         height=1.3 * HEIGHT,
@@ -700,7 +678,6 @@ def ratio_by_counts(table: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
     ends = [values.min() * 0.9, values.max() * 1.1]
     ticks = alt.Axis(values=[0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8], format="~g")
     scale = alt.Scale(type="log", domain=ends, nice=False)
-    names = frame["rung"].unique().tolist()
     base = alt.Chart(frame).encode(color=colour, opacity=opacity)
     x = alt.X("predicted:Q", title="ratio by the counts at the fitted slope", scale=scale, axis=ticks)
     y = alt.Y("ratio:Q", title="measured ratio", scale=scale, axis=ticks)
@@ -711,10 +688,8 @@ def ratio_by_counts(table: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
     )
     cut = frame.assign(**{c: frame[c].clip(*ends) for c in ("low", "high", "predicted_low", "predicted_high")})
     bars = base.properties(data=cut).mark_rule(strokeWidth=1.5)
-    numbers = [alt.Tooltip(f"{c}:Q", format=".2f") for c in ("ratio", "predicted", "slope")]
-    points = base.mark_point(filled=True, size=80).encode(
-        x=x, y=y, shape=_by_rung(names)["shape"], tooltip=["rung:N", "λ", *numbers]
-    )
+    tooltip = ["rung:N", "λ", *_numbers(".2f", "ratio", "predicted", "slope")]
+    points = base.mark_point(filled=True, size=80).encode(x=x, y=y, shape=_by_rung(frame)["shape"], tooltip=tooltip)
     return alt.layer(
         diagonal,
         bars.encode(x=x, y="low:Q", y2="high:Q"),
@@ -729,45 +704,35 @@ def ratio_by_counts(table: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
     )
 
 
-#: Changes of `ladder.effects` in the order of a legend.
-_CHANGES = {
-    "low": ("low-frequency types", CLASS_COLOURS["low"]),
-    "average": ("average", "#202020"),
-    "high": ("high-frequency types", CLASS_COLOURS["high"]),
-}
-
-
 def effects(table: pd.DataFrame, weight_decay: float) -> alt.LayerChart | alt.FacetChart:
     """What λ changes (y, nats) against how far λ = 0 lies above the floor (x, nats, log), with intervals over seeds.
 
     `table`: rung, excess_average and low, average, high, each with _low and _high, as `ladder.effects` makes them. A column of points
     is a rung, named above it. Above the line at 0 weight decay harms.
     """
+    names = {"low": "low-frequency types", "average": "average", "high": "high-frequency types"}
     long = pd.concat(
         table[["rung", "excess_average"]].assign(
             change=label, mean=table[name], low=table[f"{name}_low"], high=table[f"{name}_high"]
         )
-        for name, (label, _) in _CHANGES.items()
+        for name, label in names.items()
     )
-    labels, colours = zip(*_CHANGES.values(), strict=True)
+    colours = {label: CLASS_COLOURS.get(name, "#202020") for name, label in names.items()}
     base = alt.Chart(long).encode(
-        x=alt.X(**_log("excess_average:Q", "average loss at λ = 0 above the floor (nats)", padding=30)),
-        color=alt.Color("change:N", sort=labels, title=None).scale(domain=labels, range=colours),
+        x=_log(alt.X, "excess_average", "average loss at λ = 0 above the floor (nats)", padding=30),
+        color=_category(alt.Color, "change", colours, title=None),
         tooltip=["rung:N", "change:N", *_statistics(long)],
     )
     y = alt.Y("mean:Q", title=f"change of the training loss, λ 0 → {weight_decay:g} (nats)")
-    zero = alt.Chart().mark_rule(color="#888888", strokeDash=[3, 3]).encode(y=alt.datum(0))
-    names = (
+    rungs = (
         base.transform_aggregate(n="count()", groupby=["rung", "excess_average"])
         .mark_text(angle=300, align="left", dx=4, fontSize=11)
         .encode(y=alt.value(0), text="rung:N", color=alt.value("#404040"), tooltip=alt.value(None))
     )
-    points = base.mark_point(filled=True, size=70, opacity=1).encode(
-        y=y, shape=alt.Shape("change:N", sort=labels, title=None).scale(domain=labels)
-    )
-    return alt.layer(
-        zero, base.mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q"), points, names, data=long
-    ).properties(
+    shape = _category(alt.Shape, "change", list(colours), title=None)
+    points = base.mark_point(filled=True, size=70, opacity=1).encode(y=y, shape=shape)
+    bars = base.mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q")
+    return alt.layer(_zero(y=alt.datum(0)), bars, points, rungs, data=long).properties(
         width=2 * WIDTH,
         height=1.2 * HEIGHT,
         title="What weight decay changes, by how far the text is memorised",
@@ -785,10 +750,10 @@ def slopes_by_size(sizes: pd.DataFrame) -> alt.Chart:
     frame = sizes.rename(columns=names).melt(["rung", "memorised", "n_targets"], [*names.values()], "where", "slope")
     frame["state"] = np.where(frame.pop("memorised"), "memorised", "not memorised")
     base = alt.Chart(frame).encode(
-        x=alt.X(**_log("n_targets:Q", "training targets", "~s", padding=12)),
+        x=_log(alt.X, "n_targets", "training targets", "~s", padding=12),
         y=alt.Y("slope:Q", title="slope of the added loss by count"),
         color=alt.Color("where:N", title=None, sort=[*names.values()]).scale(range=["#0072b2", "#d55e00"]),
-        tooltip=["rung:N", "where:N", alt.Tooltip("slope:Q", format=".2f"), alt.Tooltip("n_targets:Q", format=",")],
+        tooltip=["rung:N", "where:N", *_numbers(".2f", "slope"), *_numbers(",", "n_targets")],
     )
     shape = alt.Shape("state:N", title=None).scale(domain=["memorised", "not memorised"], range=["circle", "cross"])
     return (
@@ -815,7 +780,7 @@ def predictions(table: pd.DataFrame, paper: tuple[float, float, float]) -> alt.L
         for name, columns in laws.items()
     )
     y = alt.Y("panel:N", sort=table["panel"].tolist(), title=None, axis=alt.Axis(labelLimit=240))
-    x = alt.X(**_log("ratio:Q", "Δ token-balanced / Δ average, λ 0 → 1", "~g", [1, 2, 3, 5, 10, 20, 50], padding=12))
+    x = _log(alt.X, "ratio", "Δ token-balanced / Δ average, λ 0 → 1", "~g", [1, 2, 3, 5, 10, 20, 50], padding=12)
     law = alt.Color("law:N", title=None, sort=list(laws)).scale(range=["#0072b2", "#009e73"])
     law = law.legend(orient="bottom", labelLimit=400)
     base = alt.Chart(frame).encode(y=y, yOffset=alt.YOffset("law:N", sort=list(laws)), color=law)
@@ -829,12 +794,12 @@ def predictions(table: pd.DataFrame, paper: tuple[float, float, float]) -> alt.L
             fill=alt.Fill("source:N", title=None).scale(range=["#d55e00"]).legend(labelLimit=400, orient="bottom"),
         )
     )
-    numbers = [alt.Tooltip(f"{c}:Q", format=".2f") for c in ("ratio", "low", "high")]
+    tooltip = ["panel:N", "law:N", *_numbers(".2f", "ratio", "low", "high")]
     return (
         alt.layer(
             band,
             base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q"),
-            base.mark_point(filled=True, size=90, opacity=1).encode(x=x, tooltip=["panel:N", "law:N", *numbers]),
+            base.mark_point(filled=True, size=90, opacity=1).encode(x=x, tooltip=tooltip),
         )
         .resolve_scale(fill="independent")
         .properties(
@@ -852,12 +817,11 @@ def norms_by_frequency(norms: pd.DataFrame, title: str = "Norms of embedding row
     `norms`: label, bin, bin_low, median, p10, p90; a panel per `matrix`, the input's and the output's. A `title` says what was
     found.
     """
-    order = norms.sort_values("bin_low")["bin"].unique().tolist()
     labels = norms["label"].unique().tolist()
     base = alt.Chart().encode(
-        x=alt.X("bin:O", sort=order, title=_REFERENCE_COUNT, axis=alt.Axis(labelAngle=-40)),
+        x=alt.X("bin:O", sort=_bins(norms), title=_REFERENCE_COUNT, axis=alt.Axis(labelAngle=-40)),
         color=alt.Color("label:N", sort=labels, title="model").scale(range=_MODEL_COLOURS[: len(labels)]),
-        tooltip=["label:N", "bin:O", *(alt.Tooltip(f"{k}:Q", format=".3f") for k in ("median", "p10", "p90"))],
+        tooltip=["label:N", "bin:O", *_numbers(".3f", "median", "p10", "p90")],
     )
     band = base.mark_area(opacity=0.18).encode(y=alt.Y("p10:Q", title="norm of the embedding row"), y2="p90:Q")
     median = base.encode(y=alt.Y("median:Q"))
@@ -994,17 +958,11 @@ def learning_curves(curves: pd.DataFrame, n_bins: int = 4, chance: float | None 
     lows = np.sort(curves["bin_low"].unique())
     lows = lows[np.unique(np.linspace(0, len(lows) - 1, n_bins).round().astype(int))]
     frame = _labelled(curves[curves["bin_low"].isin(lows)])
-    if "model" in frame and frame["model"].nunique() > 1:
-        frame = frame.assign(panel=frame["model"] + ", n_v " + frame["bin"])
-    else:
-        frame = frame.assign(panel="n_v " + frame["bin"])
+    several = "model" in frame and frame["model"].nunique() > 1
+    frame = frame.assign(panel=(frame["model"] + ", n_v " if several else "n_v ") + frame["bin"])
     colour, chosen, opacity = _by_weight_decay(frame)
     x = alt.X("step:Q", title="optimiser step", axis=alt.Axis(tickCount=4))
-    base = alt.Chart().encode(
-        x=x,
-        color=colour,
-        tooltip=["panel:N", "λ", "step:Q", *_statistics(frame)],
-    )
+    base = alt.Chart().encode(x=x, color=colour, tooltip=["panel:N", "λ", "step:Q", *_statistics(frame)])
     band = base.mark_area(clip=True, strokeWidth=0).encode(
         y="low:Q", y2="high:Q", fillOpacity=alt.condition(chosen, alt.value(0.12), alt.value(0.0))
     )
@@ -1021,10 +979,12 @@ def learning_curves(curves: pd.DataFrame, n_bins: int = 4, chance: float | None 
     )
 
 
-def _log(field: str, title: str, format: str = "~g", values: Sequence[float] = (), **scale: Any) -> dict[str, Any]:
-    """Arguments of a logarithmic axis with ticks at powers of ten, or at `values`; `scale`: what else its scale has."""
+def _log(
+    channel: Callable[..., Any], field: str, title: str, format: str = "~g", values: Sequence[float] = (), **scale: Any
+) -> Any:
+    """A logarithmic axis with ticks at powers of ten, or at `values`; `scale`: what else its scale has."""
     axis = alt.Axis(format=format, values=list(values) or [10.0**k for k in range(-12, 13)], labelOverlap=True)
-    return {"shorthand": field, "title": title, "scale": alt.Scale(type="log", nice=False, **scale), "axis": axis}
+    return channel(f"{field}:Q", title=title, scale=alt.Scale(type="log", nice=False, **scale), axis=axis)
 
 
 def rank_frequency(frame: pd.DataFrame, percentiles: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
@@ -1032,20 +992,13 @@ def rank_frequency(frame: pd.DataFrame, percentiles: pd.DataFrame) -> alt.LayerC
 
     `frame`: rank, count. `percentiles`: percentile, count.
     """
-    x = alt.X(**_log("rank:Q", "rank of the type", ","))
-    y = alt.Y(**_log("count:Q", "occurrences of the type (tokens)", ","))
+    x = _log(alt.X, "rank", "rank of the type", ",")
+    y = _log(alt.Y, "count", "occurrences of the type (tokens)", ",")
     line = alt.Chart(frame).mark_line(strokeWidth=2.5, color="#0072b2").encode(x=x, y=y, tooltip=["rank:Q", "count:Q"])
     marked = percentiles.assign(label=percentiles["percentile"].map("{:g}th percentile".format))
-    rules = (
-        alt.Chart(marked)
-        .mark_rule(strokeDash=[4, 4], color="#d55e00")
-        .encode(y="count:Q", tooltip=["label:N", "count:Q"])
-    )
-    text = (
-        alt.Chart(marked)
-        .mark_text(align="left", dy=-6, dx=4, color="#b04a00")
-        .encode(y="count:Q", x=alt.value(0), text="label:N")
-    )
+    base = alt.Chart(marked).encode(y="count:Q")
+    rules = base.mark_rule(strokeDash=[4, 4], color="#d55e00").encode(tooltip=["label:N", "count:Q"])
+    text = base.mark_text(align="left", dy=-6, dx=4, color="#b04a00").encode(x=alt.value(0), text="label:N")
     return alt.layer(line, rules, text).properties(
         width=2 * WIDTH,
         height=HEIGHT,
@@ -1058,12 +1011,10 @@ def coverage(frame: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
     """Share of tokens covered (y) by the most frequent share of the types (x, log). Columns top_share, coverage, source."""
     colours = {"measured": "#0072b2", "the paper's claim": "#d55e00"}
     base = alt.Chart(frame).encode(
-        x=alt.X(**_log("top_share:Q", "most frequent share of the types", "~%")),
-        y=alt.Y(
-            "coverage:Q", title="share of tokens covered", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])
-        ),
-        color=alt.Color("source:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), title=None),
-        tooltip=[alt.Tooltip("top_share:Q", format=".3%"), alt.Tooltip("coverage:Q", format=".1%"), "source:N"],
+        x=_log(alt.X, "top_share", "most frequent share of the types", "~%"),
+        y=alt.Y("coverage:Q", title="share of tokens covered", **_SHARE),
+        color=alt.Color("source:N", title=None).scale(domain=list(colours), range=list(colours.values())),
+        tooltip=[*_numbers(".3%", "top_share"), *_numbers(".1%", "coverage"), "source:N"],
     )
     measured = base.transform_filter("datum.source == 'measured'").mark_line(point=True, strokeWidth=2)
     claimed = base.transform_filter("datum.source != 'measured'").mark_point(
@@ -1083,20 +1034,11 @@ def low_frequency_share(frame: pd.DataFrame) -> alt.Chart:
         alt.Chart(frame)
         .mark_line(point=alt.OverlayMarkDef(size=60), strokeWidth=2)
         .encode(
-            x=alt.X(
-                **_log("vocab_size:Q", "vocabulary size (types)", ",", sorted(frame["vocab_size"].unique().tolist()))
-            ),
-            y=alt.Y(
-                "share:Q",
-                title="share of types that are low-frequency",
-                scale=alt.Scale(domain=[0, 1]),
-                axis=alt.Axis(format="%"),
-            ),
-            color=alt.Color(
-                "definition:N", scale=alt.Scale(range=["#0072b2", "#d55e00", "#009e73"]), title="low-frequency"
-            ),
+            x=_log(alt.X, "vocab_size", "vocabulary size (types)", ",", sorted(frame["vocab_size"].unique().tolist())),
+            y=alt.Y("share:Q", title="share of types that are low-frequency", **_SHARE),
+            color=alt.Color("definition:N", title="low-frequency").scale(range=["#0072b2", "#d55e00", "#009e73"]),
             strokeDash=alt.StrokeDash("definition:N", title="low-frequency"),
-            tooltip=["vocab_size:Q", alt.Tooltip("share:Q", format=".1%"), "definition:N"],
+            tooltip=["vocab_size:Q", *_numbers(".1%", "share"), "definition:N"],
         )
         .configure_legend(labelLimit=400)
         .properties(
@@ -1161,9 +1103,7 @@ def coloured_tokens(
     )
     box = base.mark_bar(opacity=0.28, stroke="white", strokeWidth=1).encode(
         x2="end:Q",
-        color=alt.Color(
-            "frequency class:N", scale=alt.Scale(domain=list(CLASS_COLOURS), range=list(CLASS_COLOURS.values()))
-        ),
+        color=alt.Color("frequency class:N").scale(domain=list(CLASS_COLOURS), range=list(CLASS_COLOURS.values())),
     )
     letters = base.mark_text(align="left", font="DejaVu Sans Mono, monospace", fontSize=11, color="#202020").encode(
         x="letters:Q", text="text:N"
@@ -1187,7 +1127,7 @@ def hurt_tokens(frame: pd.DataFrame, chance: float) -> alt.LayerChart | alt.Face
         .encode(
             x=alt.X("loss:Q", title="loss (nats), dashed: a uniform guess"),
             y=alt.Y("key:N", sort=keys, title="token type and its training count", axis=label),
-            tooltip=["name:N", alt.Tooltip("loss:Q", format=".4f"), alt.Tooltip("accuracy:Q", format=".3f")],
+            tooltip=["name:N", *_numbers(".4f", "loss"), *_numbers(".3f", "accuracy")],
         )
     )
     guess = alt.Chart(pd.DataFrame({"loss": [chance]})).mark_rule(strokeDash=BASELINE_DASHES["uniform guess"])
@@ -1206,28 +1146,25 @@ def theory_loss(frame: pd.DataFrame, thresholds: pd.DataFrame) -> alt.HConcatCha
     """
     frame, thresholds = _labelled(frame), _labelled(thresholds)
     values = sorted(frame["weight_decay"].unique())  # far below those of AdamW, so they have colours of their own
-    colour, chosen, opacity = _by_weight_decay(
-        frame, lambda v: _VIRIDIS[values.index(v) * (len(_VIRIDIS) - 2) // max(1, len(values) - 1)]
-    )
+    place = np.linspace(0, len(_COLOURS) - 2, len(values)).astype(int)
+    own = {v: list(_COLOURS.values())[i] for v, i in zip(values, place, strict=True)}
+    colour, chosen, opacity = _by_weight_decay(frame, own.__getitem__)
     colour = colour.title("λ_W = λ_H")
     base = (
         alt.Chart(frame)
         .mark_line(strokeWidth=2)
         .encode(
-            x=alt.X(**_log("n_k:Q", "samples of the class n_k")),
+            x=_log(alt.X, "n_k", "samples of the class n_k"),
             color=colour,
             opacity=opacity,
-            tooltip=["n_k:Q", "λ", alt.Tooltip("loss:Q", format=".4f"), alt.Tooltip("derivative:Q", format=".4g")],
+            tooltip=["n_k:Q", "λ", *_numbers(".4f", "loss"), *_numbers(".4g", "derivative")],
         )
     )
     rules = alt.Chart(thresholds).mark_rule(strokeDash=[4, 4]).encode(x="n_k:Q", color=colour, opacity=opacity)
-    left = alt.layer(base.encode(y=alt.Y(**_log("loss:Q", "loss of the class (nats)"))).add_params(chosen), rules)
-    right = base.transform_filter("datum.derivative > 0").encode(
-        y=alt.Y(**_log("derivative:Q", "dℓ_k/dλ (nats per unit of λ)"))
-    )
-    return alt.hconcat(
-        left.properties(width=WIDTH, height=HEIGHT), right.properties(width=WIDTH, height=HEIGHT)
-    ).properties(
+    left = alt.layer(base.encode(y=_log(alt.Y, "loss", "loss of the class (nats)")).add_params(chosen), rules)
+    y = _log(alt.Y, "derivative", "dℓ_k/dλ (nats per unit of λ)")
+    right = base.transform_filter("datum.derivative > 0").encode(y=y)
+    return alt.hconcat(*(side.properties(width=WIDTH, height=HEIGHT) for side in (left, right))).properties(
         title="The theory: loss of a class and how fast it rises with λ",
         description="Log-log lines of the loss of a class and of its derivative against its number of samples, one a weight decay",
     )
@@ -1239,8 +1176,8 @@ def theory_fit(frame: pd.DataFrame) -> alt.FacetChart:
     `frame`: n_k, weight_decay, measured, fitted; model if there are several.
     """
     frame = _labelled(frame).assign(panel=lambda f: "λ = " + f["λ"])
-    base = alt.Chart().encode(x=alt.X(**_log("n_k:Q", "mean count n_k")))
-    tooltip = ["n_k:Q", "λ", alt.Tooltip("measured:Q", format=".4f"), alt.Tooltip("fitted:Q", format=".4f")]
+    base = alt.Chart().encode(x=_log(alt.X, "n_k", "mean count n_k"))
+    tooltip = ["n_k:Q", "λ", *_numbers(".4f", "measured", "fitted")]
     y = alt.Y("fitted:Q", title="training loss above its floor (nats)", scale=alt.Scale(zero=True))
     line = base.mark_line(color="#d55e00", strokeWidth=2).encode(y=y)
     points = base.mark_point(filled=True, size=50, color="#0072b2").encode(y=alt.Y("measured:Q"), tooltip=tooltip)
