@@ -27,7 +27,7 @@ import torch
 from tabulate import tabulate
 
 from fairlm_utils import files, frequency, identity, params
-from fairlm_utils.analysis import charts, metrics
+from fairlm_utils.analysis import charts, metrics, theme
 from fairlm_utils.analysis.results import Results, load_results
 from fairlm_utils.experiment import runs, sweep
 from fairlm_utils.frequency import SPLITS
@@ -138,7 +138,7 @@ def tables_and_charts(results: Results) -> None:
     """Intervals over seeds of three tables, and their charts as pictures."""
     bins, classes, curves = (metrics.over_seeds(t, "loss") for t in (results.bins, results.classes, results.curves))
     for chart in (charts.by_bin(bins), charts.figure_1(classes), charts.learning_curves(curves)):
-        charts.png(chart)
+        theme.png(chart)
 
 
 def sum_tokens(n: int, vocab_size: int = 32_005, chunk: int = 2**20) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fairlm_utils.analysis import charts
+from fairlm_utils.analysis import charts, explorer, theme
 
 LAMBDAS = [0.0, 0.1, 0.3, 0.5, 1.0]
 
@@ -137,7 +137,7 @@ ALL = {
         title="a says what was found",
         baselines=grid(label=["unigram"], bin_low=[1, 3]).assign(bin="1–2", gain=1.0),
     ),
-    "token_explorer": charts.token_explorer(
+    "token_explorer": explorer.token_explorer(
         grid(token=[" a", "b"]).assign(
             kind="word start", n_train=[1, 30], loss_training=1.0, change_training=[0.1, 2.0], weight_decay=1.0
         )
@@ -277,20 +277,20 @@ def test_a_weight_decay_has_one_colour_whatever_the_others():
         for s in (ALL["by_bin"].to_dict(), few)
     ]
     maps = [dict(zip(c["domain"], c["range"], strict=True)) for c in colours]
-    assert maps[1]["0.5"] == maps[0]["0.5"] == charts.weight_decay_colour(0.5) and len(set(maps[0].values())) == 5
+    assert maps[1]["0.5"] == maps[0]["0.5"] == theme.weight_decay_colour(0.5) and len(set(maps[0].values())) == 5
 
 
 def test_colours_get_lighter_with_weight_decay():
     def luminance(colour):
         return sum(w * int(colour[i : i + 2], 16) for w, i in ((0.3, 1), (0.59, 3), (0.11, 5)))
 
-    values = [luminance(charts.weight_decay_colour(w)) for w in (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 1.5, 2, 9)]
+    values = [luminance(theme.weight_decay_colour(w)) for w in (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 1.5, 2, 9)]
     assert values == sorted(values)
 
 
 def test_colours_of_the_usual_weight_decays_are_told_apart():
     rgb = [
-        np.array([int(charts.weight_decay_colour(w)[i : i + 2], 16) for i in (1, 3, 5)])
+        np.array([int(theme.weight_decay_colour(w)[i : i + 2], 16) for i in (1, 3, 5)])
         for w in (0, 0.1, 0.3, 0.5, 1, 2)
     ]
     assert min(np.linalg.norm(a - b) for a, b in itertools.pairwise(rgb)) > 50
@@ -319,7 +319,7 @@ def rows_of(chart):
 
 def test_a_chart_that_cannot_be_drawn_says_so():
     with pytest.raises(RuntimeError, match="cannot be drawn as a PNG"):
-        charts.png({"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "mark": "no such mark"})
+        theme.png({"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "mark": "no such mark"})
 
 
 def test_tokens_are_data_not_markup():

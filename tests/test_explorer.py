@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from fairlm_utils.analysis import charts
+from fairlm_utils.analysis import explorer, theme
 from tests.chromium import SCREENSHOTS, browser, needs_browser  # noqa: F401 (a fixture)
 
 N_TYPES = 32_005
@@ -30,7 +30,7 @@ def vocabulary() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def chart(vocabulary):
-    return charts.token_explorer(vocabulary)
+    return explorer.token_explorer(vocabulary)
 
 
 def test_a_whole_vocabulary_is_a_few_hundred_marks_and_a_small_file(chart):
@@ -38,7 +38,7 @@ def test_a_whole_vocabulary_is_a_few_hundred_marks_and_a_small_file(chart):
     assert len(spec) < 2_000_000
     svg = vl_convert.vegalite_to_svg(spec)
     assert 100 < len(re.findall(r"<(?:path|text|rect|line)\b", svg)) < 800
-    _, width, _ = charts.png(chart, scale=1)
+    _, width, _ = theme.png(chart, scale=1)
     assert width <= 860, "wider than a notebook's column"
 
 
@@ -51,7 +51,7 @@ def test_the_list_begins_with_the_types_that_change_most(chart, vocabulary):
 @pytest.mark.parametrize("token", ['a, "b"', "\n", "\\", " x", "nan", "007", "é\u200b", "<b>", "'"])
 def test_any_spelling_survives_in_the_data_of_the_chart(token):
     frame = pd.DataFrame({"token": [token, "y"], "kind": "k", "n_train": [1, 30], "weight_decay": 1.0})
-    chart = charts.token_explorer(frame.assign(loss_training=1.0, change_training=[2.0, 0.1]))
+    chart = explorer.token_explorer(frame.assign(loss_training=1.0, change_training=[2.0, 0.1]))
     drawn = vl_convert.vegalite_to_svg(json.dumps(chart.to_dict()))
     expected = repr(token)[1:-1].replace(" ", "␣").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     assert f">{expected}</text>" in drawn.replace("&quot;", '"')

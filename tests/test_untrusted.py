@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from fairlm_utils import files, identity, params
 from fairlm_utils.__main__ import main
-from fairlm_utils.analysis import charts
+from fairlm_utils.analysis import explorer, theme
 from fairlm_utils.experiment import audit, report, runs, sweep
 from fairlm_utils.lm import corpora, models, tokenization, training
 from fairlm_utils.lm.corpora import CorpusError, load_corpus
@@ -557,7 +557,7 @@ def test_mark_up_in_tokens_does_not_run_in_a_chart(tmp_path, browser):
     )
     for column in ("n_train", "loss_training", "loss_held-out", "change_training", "change_held-out"):
         tokens[column] = np.linspace(1, 50, n).round()
-    chart = charts.token_explorer(tokens.assign(weight_decay=1.0))
+    chart = explorer.token_explorer(tokens.assign(weight_decay=1.0))
     path = tmp_path / "chart.html"
     path.write_text(
         f"<div id=chart></div><script type=module>{vl_convert.javascript_bundle()};window.embed=vegaEmbed</script>"
@@ -582,7 +582,7 @@ def test_mark_up_in_tokens_does_not_run_in_a_chart(tmp_path, browser):
 def test_mark_up_in_a_chart_does_not_run_in_a_report(tmp_path, browser):
     """A chart keeps its table, tokens included, in the notebook of which the report is made."""
     frame = pd.DataFrame({"token": SCRIPTS, "n": 1})
-    data, metadata = charts._mimebundle(alt.Chart(frame).mark_bar().encode(y="token:N", x="n:Q").to_dict())
+    data, metadata = theme._mimebundle(alt.Chart(frame).mark_bar().encode(y="token:N", x="n:Q").to_dict())
     cell = nbformat.v4.new_code_cell("chart", outputs=[nbformat.v4.new_output("display_data", data, metadata=metadata)])
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "n.ipynb")
     (tmp_path / "n.html").write_text(report.notebook_html(tmp_path / "n.ipynb"), encoding="utf-8")

@@ -1,15 +1,11 @@
 """Pictures: functions of tidy, already aggregated tables that return an Altair chart.
 
-Importing this module enables one theme and one renderer: a chart is shown as an interactive Vega-Lite view in JupyterLab,
-without a network, and as a picture wherever notebooks are only displayed. Tables come from `metrics.over_seeds`: their
-columns `mean`, `low`, `high` are the mean over seeds and its Student-t interval. λ is weight decay; losses are in nats.
+Tables come from `metrics.over_seeds`: their columns `mean`, `low`, `high` are the mean over seeds and its Student-t interval.
+λ is weight decay; losses are in nats.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -19,26 +15,12 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
-import vl_convert
-from PIL import Image
 
 from fairlm_utils.analysis.scale import BEND, LAWS
 from fairlm_utils.analysis.sentences import capital
+from fairlm_utils.analysis.theme import HEIGHT, WEIGHT_DECAY_COLOURS, WIDTH, weight_decay_colour
 from fairlm_utils.frequency import SPLITS
 
-WIDTH, HEIGHT = 270, 240  # two panels and a legend fill the 800 pixels of a notebook
-#: Colours by λ, dark to light on the viridis scale, safe for colour-blind readers; wider steps where λ is common.
-_COLOURS = {
-    0.0: "#440154",
-    0.01: "#482475",
-    0.03: "#414487",
-    0.1: "#355f8d",
-    0.2: "#2a788e",
-    0.3: "#1f9e89",
-    0.5: "#44bf70",
-    1.0: "#89d548",
-    2.0: "#e8d51c",
-}
 #: Lines that no model draws (`metrics.baselines`), by their dashes.
 BASELINE_DASHES = {"floor": [2, 2], "unigram": [6, 4], "uniform guess": [10, 3, 2, 3]}
 CLASS_COLOURS = {"low": "#d55e00", "high": "#0072b2"}
@@ -54,71 +36,14 @@ REMEDY_COLOURS = {
     "optimiser": "#f0e442",
     "other regulariser": "#56b4e9",
 }
-
-
-@alt.theme.register("fairlm", enable=True)
-def _theme() -> alt.theme.ThemeConfig:
-    return {
-        "config": {
-            "font": "system-ui, 'DejaVu Sans', sans-serif",
-            "background": "white",
-            "view": {"continuousWidth": WIDTH, "continuousHeight": HEIGHT, "stroke": "#d0d0d0"},
-            "axis": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal", "gridColor": "#ececec"},
-            "legend": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal", "symbolSize": 90},
-            "header": {"labelFontSize": 13, "titleFontSize": 13, "labelFontWeight": "bold"},
-            "title": {"fontSize": 15, "anchor": "start", "subtitleFontSize": 12, "subtitleColor": "#555555"},
-        }
-    }
-
-
-def png(chart: Any, scale: float = 2.0) -> tuple[bytes, int, int]:
-    """A chart, or its specification, as the bytes of a PNG, with the width and height at which to show it in pixels.
-
-    Raises RuntimeError if the converter cannot draw it.
-    """
-    spec = chart if isinstance(chart, dict) else chart.to_dict()
-    try:
-        drawn = vl_convert.vegalite_to_png(json.dumps(spec), scale=scale)
-    except ValueError as error:
-        raise RuntimeError(
-            f"the chart cannot be drawn as a PNG ({error}); check its table, then the package vl-convert-python"
-        ) from error
-    image = Image.open(io.BytesIO(drawn))
-    file = io.BytesIO()
-    image.convert("RGB").quantize(128).save(file, "PNG", optimize=True)  # a tenth of the bytes: notebooks stay light
-    return file.getvalue(), round(image.width / scale), round(image.height / scale)
-
-
-def _mimebundle(spec: dict[str, Any], **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The chart as a Vega-Lite specification and as a picture with alternative text."""
-    picture, width, height = png(spec)
-    alt_text = spec.get("description") or "chart"
-    bundle = {
-        "application/vnd.vegalite.v5+json": spec,  # JupyterLab registers version 5; nothing used here differs in 6
-        "image/png": base64.b64encode(picture).decode(),
-        "text/plain": f"<chart: {alt_text}>",
-    }
-    return bundle, {"image/png": {"width": width, "height": height, "alt": alt_text}}
-
-
-alt.renderers.register("fairlm", _mimebundle)
-alt.renderers.enable("fairlm")
-
-
-def weight_decay_colour(weight_decay: float) -> str:
-    """The colour of a weight decay λ, the same in every chart."""
-    channels = ([int(colour[i : i + 2], 16) for colour in _COLOURS.values()] for i in (1, 3, 5))
-    return "#" + "".join(f"{round(np.interp(weight_decay, list(_COLOURS), c)):02x}" for c in channels)
+#: An axis of shares, or of anything else in [0, 1].
+_SHARE: dict[str, Any] = {"axis": alt.Axis(format="%"), "scale": alt.Scale(domain=[0, 1])}
 
 
 def _category(channel: Callable[..., Any], field: str, values: Sequence[str] | dict[str, Any], **options: Any) -> Any:
     """A channel by a category whose `values` have this order and, in a dictionary, these colours, shapes or dashes."""
     drawn: dict[str, Any] = {"range": list(values.values())} if isinstance(values, dict) else {}
     return channel(f"{field}:N", sort=list(values), scale=alt.Scale(domain=list(values), **drawn), **options)
-
-
-#: An axis of shares, or of anything else in [0, 1].
-_SHARE: dict[str, Any] = {"axis": alt.Axis(format="%"), "scale": alt.Scale(domain=[0, 1])}
 
 
 def _numbers(format: str, *fields: str) -> list[alt.Tooltip]:
@@ -838,117 +763,6 @@ def norms_by_frequency(norms: pd.DataFrame, title: str = "Norms of embedding row
     )
 
 
-def _as_csv(frame: pd.DataFrame) -> alt.InlineData:
-    """A table as data of a chart in a third of the characters of its usual form, so that a vocabulary fits."""
-    kinds: dict[str, Any] = {c: "number" if pd.api.types.is_numeric_dtype(frame[c]) else "string" for c in frame}
-    return alt.InlineData(values=frame.to_csv(index=False), format=alt.CsvDataFormat(type="csv", parse=kinds))
-
-
-def _columns(rows: alt.Chart, columns: dict[str, str]) -> alt.LayerChart | alt.FacetChart:
-    """A list with headings: one layer of text a column, whose rows `rows` has on an ordinal y from 1; 0 is the headings'.
-
-    `columns` maps fields to number formats; the first is left-aligned text.
-    """
-    names = {"n_train": "count", "loss": "loss, λ = 0"}
-    layers = []
-    for i, (field, form) in enumerate(columns.items()):
-        style: dict[str, Any] = {"align": "right" if i else "left", "fontSize": 11, "limit": 78 if i else 95}
-        x = alt.value(66 + 76 * i if i else 4)
-        text = alt.Text(f"{field}:Q", format=form) if form else alt.Text(f"{field}:N")
-        layers.append(rows.mark_text(font="DejaVu Sans Mono, monospace", **style).encode(x=x, text=text))
-        heading = alt.Chart(alt.InlineData(values=[{"rank": 0, "heading": names.get(field, field)}]))
-        layers.append(
-            heading.mark_text(fontWeight="bold", **style).encode(x=x, y=alt.Y("rank:O", axis=None), text="heading:N")
-        )
-    return alt.layer(*layers)
-
-
-def token_explorer(
-    tokens: pd.DataFrame, split: str = "training", n_listed: int = 24, title: Sequence[str] = ()
-) -> alt.HConcatChart:
-    """A whole vocabulary: change of the loss (y, nats) against the training count (x, log) as a map, and a list of tokens.
-
-    Draw a rectangle on the map to list the types under it, largest change first; type in the box to keep those whose
-    spelling contains the text. Cells of the map are counts of types, so that 32,000 types are a few hundred marks.
-    `tokens`: token, kind, n_train, loss_SPLIT, change_SPLIT (see `results.token_changes`).
-    """
-    change, loss = f"change_{split}", f"loss_{split}"
-    shown = tokens[[change]].notna().all(axis=1)
-    frame = tokens.loc[shown, ["token", "kind", "n_train", change, loss]].rename(
-        columns={change: "change", loss: "loss"}
-    )
-    frame = frame.assign(token=frame["token"].map(repr).str[1:-1].str.replace(" ", "␣"))
-    largest = float(np.log10(frame["n_train"].max()))
-    x_step = max(0.1, largest / 30)
-    y_step = float(max(frame["change"].max() - frame["change"].min(), 1e-6)) / 30
-    span = [min(0.0, float(frame["change"].min())) - y_step, float(frame["change"].max()) + y_step]
-    search = alt.param(
-        "search", value="", bind=alt.binding(input="search", name="tokens that contain ", placeholder="text")
-    )
-    brush = alt.selection_interval(name="region", encodings=["x", "y"])
-    found = f"test(regexp(replace({search.name}, /[.*+?^${{}}()|[\\]\\\\]/g, '\\\\$&'), 'i'), datum.token)"
-    logarithm = {"log_count": "log(datum.n_train) / LN10"}
-    base = alt.Chart().transform_filter(found).transform_calculate(**logarithm)
-    cells = (
-        base.transform_bin(["x0", "x1"], "log_count", bin=alt.Bin(step=x_step))
-        .transform_bin(["y0", "y1"], "change", bin=alt.Bin(step=y_step))
-        .transform_aggregate(n="count()", groupby=["x0", "x1", "y0", "y1"])
-        .mark_rect()
-        .encode(
-            x=alt.X(
-                "x0:Q",
-                title="training count n_v of the type",
-                axis=alt.Axis(labelExpr="format(pow(10, datum.value), ',.0f')", values=[0, 1, 2, 3, 4, 5, 6]),
-                scale=alt.Scale(domain=[0, largest + x_step]),
-            ),
-            x2="x1:Q",
-            y=alt.Y("y0:Q", title=f"change of the {split} loss (nats)", scale=alt.Scale(domain=span)),
-            y2="y1:Q",
-            color=alt.Color(
-                "n:Q",
-                title="types",
-                scale=alt.Scale(type="log", scheme="blues", domainMin=1),
-                legend=alt.Legend(orient="top-right", gradientLength=90, format=",.0f"),  # where few types lie
-            ),
-            tooltip=[alt.Tooltip("n:Q", title="types", format=",")],
-        )
-    )
-    # the brush selects on the types' own values, which cells do not have, so an invisible layer carries it
-    holder = (
-        alt.Chart()
-        .transform_sample(1)
-        .transform_calculate(**logarithm)
-        .mark_point(opacity=0)
-        .encode(x="log_count:Q", y="change:Q")
-        .add_params(brush)
-    )
-    rows = (
-        base.transform_filter(brush)
-        .transform_window(rank="row_number()", sort=[alt.SortField("change", order="descending")])
-        .transform_filter(f"datum.rank <= {n_listed}")
-        .encode(
-            y=alt.Y("rank:O", axis=None, scale=alt.Scale(domain=list(range(n_listed + 1)))),
-            tooltip=["token:N", "kind:N", "n_train:Q", "loss:Q", "change:Q"],
-        )
-    )
-    listed = _columns(rows, {"token": "", "n_train": ",", "loss": ".3f", "change": "+.3f"}).properties(
-        width=1.1 * WIDTH, height=1.5 * HEIGHT
-    )
-    left = alt.layer(cells, holder).properties(width=1.4 * WIDTH, height=1.5 * HEIGHT).add_params(search)
-    return (
-        alt.hconcat(left, listed, data=_as_csv(frame.round(4)))
-        .resolve_scale(color="independent")
-        .properties(
-            title=alt.TitleParams(
-                title or f"Token explorer: what λ = {tokens['weight_decay'].iloc[0]:g} changes, type by type",
-                subtitle="Draw a rectangle on the map to list the types under it (a double click removes it), or search by spelling.",
-            ),
-            description="Map of the change of the loss against the training count of every token type, with a list of the types "
-            "that change most",
-        )
-    )
-
-
 def learning_curves(curves: pd.DataFrame, n_bins: int = 4, chance: float | None = None) -> alt.Chart | alt.FacetChart:
     """Loss in the training stream (y, nats, mean over types) against step (x), one panel per frequency bin, one line per λ.
 
@@ -1146,8 +960,8 @@ def theory_loss(frame: pd.DataFrame, thresholds: pd.DataFrame) -> alt.HConcatCha
     """
     frame, thresholds = _labelled(frame), _labelled(thresholds)
     values = sorted(frame["weight_decay"].unique())  # far below those of AdamW, so they have colours of their own
-    place = np.linspace(0, len(_COLOURS) - 2, len(values)).astype(int)
-    own = {v: list(_COLOURS.values())[i] for v, i in zip(values, place, strict=True)}
+    places = np.linspace(0, len(WEIGHT_DECAY_COLOURS) - 2, len(values)).astype(int)
+    own = dict(zip(values, np.array([*WEIGHT_DECAY_COLOURS.values()])[places].tolist(), strict=True))
     colour, chosen, opacity = _by_weight_decay(frame, own.__getitem__)
     colour = colour.title("λ_W = λ_H")
     base = (

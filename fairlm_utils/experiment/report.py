@@ -20,7 +20,7 @@ from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 
 from fairlm_utils import files
-from fairlm_utils.analysis import charts, claims
+from fairlm_utils.analysis import claims, theme
 
 _MATH = re.compile(r"\$\$(?P<display>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?![\w$])", re.DOTALL)
 _LONGEST = 150
@@ -140,7 +140,7 @@ def _page(title: str, body: str) -> str:
 
 
 def _image(chart: Any) -> str:
-    picture, width, height = charts.png(chart)
+    picture, width, height = theme.png(chart)
     source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     return f'<img src="{source}" width="{width}" height="{height}" alt="{html.escape(chart.description)}">'
 

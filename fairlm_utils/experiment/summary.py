@@ -13,7 +13,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from fairlm_utils import files
-from fairlm_utils.analysis import charts, claims, comparisons, languages, metrics
+from fairlm_utils.analysis import charts, claims, comparisons, languages, metrics, theme
 from fairlm_utils.analysis.comparisons import has_remedies
 from fairlm_utils.analysis.results import Results, write_results
 from fairlm_utils.experiment import cost
@@ -137,7 +137,7 @@ def save_picture(results: Results, folder: Path) -> str:
     """Draw an experiment's figure into a folder; the line of its page that shows it."""
     name = "remedies.png" if has_remedies(results) else "answer.png" if _answer(results) else "loss_by_frequency.png"
     chart = _picture(results)
-    picture, *_ = charts.png(chart)
+    picture, *_ = theme.png(chart)
     with files.atomic_path(folder / name) as temporary:
         temporary.write_bytes(picture)
     return f"![{chart.description}]({name})"

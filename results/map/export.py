@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from fairlm_utils import files
-from fairlm_utils.analysis import charts, forgone
+from fairlm_utils.analysis import charts, forgone, theme
 from fairlm_utils.analysis.results import TABLES, load_results, write_results
 
 FOLDER = files.PROJECT / "results" / "map"
@@ -38,7 +38,7 @@ def export(runs_dir: Path) -> None:
     experiment = files.read_json(FOLDER / "experiment.json")
     files.write_json(FOLDER / "experiment.json", {**experiment, "sha256": files.digests(FOLDER, ["*.csv"])})
     seeds = forgone.by_seed(forgone.read(FOLDER / "map.csv"))
-    picture, *_ = charts.png(charts.regime_map(*forgone.rare_on_map(seeds)))
+    picture, *_ = theme.png(charts.regime_map(*forgone.rare_on_map(seeds)))
     with files.atomic_path(FOLDER / "map.png") as temporary:
         temporary.write_bytes(picture)
 

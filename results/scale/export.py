@@ -3,7 +3,7 @@
 import datetime
 from pathlib import Path
 
-from fairlm_utils.analysis import charts, ladder, layout, scale
+from fairlm_utils.analysis import charts, ladder, layout, scale, theme
 from fairlm_utils.analysis.results import load_results
 from fairlm_utils.files import PROJECT, atomic_path, enter_project, write_table
 from fairlm_utils.params import ScaleParams
@@ -21,7 +21,7 @@ def export() -> None:
     )
     made = datetime.date.today().isoformat()
     write_table(FOLDER / "predictions.csv", found.assign(made=made))
-    picture, *_ = charts.png(charts.ratio_by_counts(ladder.ratios(rungs, p.confidence)))
+    picture, *_ = theme.png(charts.ratio_by_counts(ladder.ratios(rungs, p.confidence)))
     with atomic_path(FOLDER / "ratios.png") as temporary:
         temporary.write_bytes(picture)
 
