@@ -113,34 +113,25 @@ def load_results(folder: str | Path) -> Results:
     params = _shared_params(finished)
     for directory in finished:
         files.check_seal(directory, "tables/")
-    tables = {
-        name: pd.concat([read_csv(d / "tables" / f"{name}.csv", columns) for d in finished], ignore_index=True)
-        for name, columns in TABLES.items()
-    }
-    counts = distinct_counts(tables.pop("counts"))
-    tables = {
-        name: table.sort_values([a for a in identity.AXES if a in table], kind="stable", ignore_index=True)
-        for name, table in tables.items()
-    }
+    paths = {name: [d / "tables" / f"{name}.csv" for d in finished] for name in (*TABLES, *SOME_TABLES)}
+    tables = {name: _stacked(paths[name], columns) for name, columns in TABLES.items()}
     return Results(
-        **tables,
-        counts=counts,
+        **{**tables, "counts": distinct_counts(tables["counts"])},
         params=params,
         provenance=_shared_provenance(finished),
         tokens=token_changes(finished),
-        **{
-            n: _if_all_exist([d / "tables" / f"{n}.csv" for d in finished], columns)
-            for n, columns in SOME_TABLES.items()
-        },
+        **{name: _if_all_exist(paths[name], columns) for name, columns in SOME_TABLES.items()},
     )
 
 
-def _if_all_exist(paths: Sequence[Path], columns: Sequence[str]) -> pd.DataFrame | None:
-    """The table of these files under one another, in the order of the other tables; None if one is missing."""
-    if not all(path.exists() for path in paths):
-        return None
+def _stacked(paths: Sequence[Path], columns: Sequence[str]) -> pd.DataFrame:
+    """The table of these files under one another, by model, variant, λ and seed."""
     table = pd.concat([read_csv(path, columns) for path in paths], ignore_index=True)
     return table.sort_values([a for a in identity.AXES if a in table], kind="stable", ignore_index=True)
+
+
+def _if_all_exist(paths: Sequence[Path], columns: Sequence[str]) -> pd.DataFrame | None:
+    return _stacked(paths, columns) if all(path.exists() for path in paths) else None
 
 
 def distinct_counts(counts: pd.DataFrame) -> pd.DataFrame:
