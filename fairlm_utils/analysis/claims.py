@@ -69,7 +69,8 @@ def claims(results: Results, weight_decay: float | None = None, confidence: floa
         weight_decay = float(run[run <= 1].max())
     rows = []
     for model in results.totals["model"].unique():
-        tables = {name: _of(getattr(results, name), model) for name in ("totals", "bins", "classes")}
+        every = {name: getattr(results, name) for name in ("totals", "bins", "classes")}
+        tables = {name: table[table["model"] == model] for name, table in every.items()}
         for claim in _claims(replace(results, **tables), weight_decay, confidence):
             rows.append({"model": model, **claim.__dict__})
     return pd.DataFrame(rows)
@@ -91,13 +92,9 @@ def paper_ratio() -> tuple[float, float, float]:
     >>> [f"{x:.2f}" for x in paper_ratio()]
     ['5.71', '5.33', '6.12']
     """
-    average, balanced = (PAPER_TABLE_1[c].diff().iloc[-1] for c in ("average_loss", "token_balanced_loss"))
-    rounding = 2 * 0.0005
-    return (
-        balanced / average,
-        (balanced - rounding) / (average + rounding),
-        (balanced + rounding) / (average - rounding),
-    )
+    average, balanced = PAPER_TABLE_1[["average_loss", "token_balanced_loss"]].diff().iloc[-1].tolist()
+    off = 2 * 0.0005  # both ends of a difference are rounded
+    return balanced / average, (balanced - off) / (average + off), (balanced + off) / (average - off)
 
 
 def beside_paper(totals: pd.DataFrame) -> pd.DataFrame:
@@ -123,31 +120,32 @@ def beside_paper(totals: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _of(frame: pd.DataFrame, model: str) -> pd.DataFrame:
-    return frame[frame["model"] == model]
-
-
 def _claims(results: Results, weight_decay: float, confidence: float) -> list[Claim]:
     at = f"λ 0 → {weight_decay:g}"
     training = results.totals[results.totals["split"] == "training"]
     speed = results.bins[results.bins["split"] == "training"]
     average, balanced, accuracy = (
-        _change(training, k, weight_decay) for k in ("average_loss", "token_balanced_loss", "token_balanced_accuracy")
+        metrics.change(training, k, weight_decay)
+        for k in ("average_loss", "token_balanced_loss", "token_balanced_accuracy")
     )
     low, high, held_low, held_high = (
-        _class_change(results.classes, split, c, weight_decay) for split in frequency.SPLITS for c in ("low", "high")
+        metrics.class_change(results.classes, split, c, weight_decay)
+        for split in frequency.SPLITS
+        for c in ("low", "high")
     )
     rare, frequent = (
-        _change(speed[speed["bin_low"] == b], "learning_speed", weight_decay) for b in (1, speed["bin_low"].max())
+        metrics.change(speed[speed["bin_low"] == b], "learning_speed", weight_decay)
+        for b in (1, speed["bin_low"].max())
     )
     covered = len(average) > 0
     zero = training[training["weight_decay"] == 0]
-    unmemorised = _not_memorised(scale.excess(results)["excess_average"].iloc[0]) if len(zero) else ""
+    unmemorised = forgetting = ""
+    if len(zero) and not (excess := scale.excess(results)["excess_average"].iloc[0]) <= scale.MEMORISED:
+        unmemorised = f"not memorised: λ = 0 ends {excess:.3f} nats above the floor"
     here = scale.regimes(results).set_index("weight_decay")
-    fast = covered and here.loc[weight_decay, "regime"] == "forgetting"
-    forgetting = (
-        f"forgetting: τ is {here.loc[weight_decay, 'tau_epochs']:.2f} epochs at λ = {weight_decay:g}" if fast else ""
-    )
+    if covered and here.loc[weight_decay, "regime"] == "forgetting":
+        tau = here.loc[weight_decay, "tau_epochs"]
+        forgetting = f"forgetting: τ is {tau:.2f} epochs at λ = {weight_decay:g}"
     both = "; ".join(filter(None, (forgetting, unmemorised, _narrow(results.counts))))
     ideal = zero["token_balanced_floor_accuracy"].mean()
     below_ideal = ideal - zero["token_balanced_accuracy"].mean()
@@ -165,7 +163,7 @@ def _claims(results: Results, weight_decay: float, confidence: float) -> list[Cl
 
     memorised = f"comparable if λ = 0 is within {scale.MEMORISED:g} nats of the floor"
     wide = f"and the counts are wide, R({PAPER_SLOPE}) ≥ {WIDE_COUNTS:g}"
-    rises = [_change_paper(c) for c in ("average_loss", "token_balanced_loss")]
+    rises = PAPER_TABLE_1[["average_loss", "token_balanced_loss"]].diff().iloc[-1].tolist()
     held = row(
         f"on held-out text too, low-frequency types lose more than high-frequency ones ({at}, nats)",
         "none: asked by the reviewers",
@@ -248,7 +246,7 @@ def _ratio(results: Results, weight_decay: float, confidence: float, comparable:
 
 
 def _threshold(training: pd.DataFrame, confidence: float, comparable: str, reason: str) -> Claim:
-    small, clear = (_change(training, "token_balanced_loss", w) for w in (0.1, 0.3))
+    small, clear = (metrics.change(training, "token_balanced_loss", w) for w in (0.1, 0.3))
     covered = len(small) > 0 and len(clear) > 0
     parts = [_at_most(small, LITTLE, confidence), _not(_at_most(clear, LITTLE, confidence))] if covered else []
     return Claim(
@@ -282,16 +280,8 @@ def _not(part: bool | None) -> bool | None:
     return None if part is None else not part
 
 
-def _not_memorised(excess: float) -> str:
-    return "" if excess <= scale.MEMORISED else f"not memorised: λ = 0 ends {excess:.3f} nats above the floor"
-
-
-def _spread(counts: pd.DataFrame) -> float:
-    return float(scale.count_ratio(counts["n_train"], PAPER_SLOPE, counts["n_types"]))
-
-
 def _narrow(counts: pd.DataFrame) -> str:
-    spread = _spread(counts)
+    spread = float(scale.count_ratio(counts["n_train"], PAPER_SLOPE, counts["n_types"]))
     said = f"narrow counts: at the paper's slope of {PAPER_SLOPE} they give a ratio of {spread:.1f}, its own {paper_ratio()[0]:.1f}"
     return "" if spread >= WIDE_COUNTS else said
 
@@ -305,21 +295,6 @@ def _useless(totals: pd.DataFrame, weight_decay: float) -> str:
             if row.average_loss >= bound:
                 return f"held-out average at λ = {row.Index:g} is {row.average_loss:.2f}, not below {name} {bound:.2f}"
     return ""
-
-
-def _change_paper(column: str) -> float:
-    return PAPER_TABLE_1[column].diff().iloc[-1]
-
-
-def _change(frame: pd.DataFrame, value: str, weight_decay: float) -> pd.Series:
-    """Change of `value` from λ = 0, one per seed."""
-    changed = metrics.changes(frame[frame["weight_decay"].isin([0.0, weight_decay])], value)
-    return changed.set_index("seed")["difference"]
-
-
-def _class_change(classes: pd.DataFrame, split: str, frequency_class: str, weight_decay: float) -> pd.Series:
-    chosen = (classes["split"] == split) & (classes["frequency_class"] == frequency_class)
-    return _change(classes[chosen], "loss", weight_decay)
 
 
 def _interval(values: pd.Series, confidence: float, form: str = "{:+.3f}") -> str:

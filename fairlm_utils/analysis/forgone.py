@@ -52,22 +52,14 @@ def choices(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
     held = frame[frame["split"] == "held-out"]
     setting = ["model", "cell", "learning_rate", "weight_decay"]
     means = held.groupby(setting, sort=False)[["average", "unigram"]].mean().reset_index()
-    rows = []
+    rows, chosen = [], ["learning_rate", "weight_decay", "average", "unigram"]
     for (model, cell), own in means.groupby(["model", "cell"], sort=False):
         base = own[own["weight_decay"] == 0].sort_values("average", kind="stable").iloc[0]
         among = own if jointly else own[own["learning_rate"] == base["learning_rate"]]
         best = among.sort_values(["average", "weight_decay"], kind="stable").iloc[0]
-        rows.append(
-            {
-                "model": model,
-                "cell": cell,
-                "base_rate": base["learning_rate"],
-                "base": base["average"],
-                **best[["learning_rate", "weight_decay", "average", "unigram"]],
-                "useful": best["average"] < best["unigram"] - USEFUL,
-            }
-        )
-    return pd.DataFrame(rows)
+        useful = best["average"] < best["unigram"] - USEFUL
+        rows.append((model, cell, base["learning_rate"], base["average"], *best[chosen], useful))
+    return pd.DataFrame(rows, columns=["model", "cell", "base_rate", "base", *chosen, "useful"])
 
 
 def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
@@ -78,8 +70,8 @@ def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
     that choice, which the other seeds make: else the best of several would look better than it is, and nothing could be
     forgone less than 0. `own_weight_decay` is the group's choice by all seeds.
     """
-    rows = []
-    for choice in choices(frame, jointly).to_dict("records"):
+    rows, settings = [], choices(frame, jointly)
+    for choice in settings.to_dict("records"):
         cell = frame[(frame["model"] == choice["model"]) & (frame["cell"] == choice["cell"])]
         for split, of_split in cell.groupby("split", sort=False):
             losses_of = of_split.set_index(["learning_rate", "weight_decay", "seed"])
@@ -94,18 +86,11 @@ def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
                 alone = losses.shape[1] == 1
                 others = losses if alone else losses.mul(-1).add(losses.sum(axis=1), axis=0)
                 for seed, loss in chosen.items():
-                    rows.append(
-                        {
-                            **choice,
-                            "split": split,
-                            "group": group,
-                            "seed": seed,
-                            "own_weight_decay": own_weight_decay,
-                            "change": loss - base[seed],
-                            "forgone": loss - losses.loc[others[seed].idxmin(), seed],
-                        }
-                    )
-    return pd.DataFrame(rows)
+                    best = losses.loc[others[seed].idxmin(), seed]
+                    found = (split, group, seed, own_weight_decay, loss - base[seed], loss - best)
+                    rows.append((*choice.values(), *found))
+    columns = ["split", "group", "seed", "own_weight_decay", "change", "forgone"]
+    return pd.DataFrame(rows, columns=[*settings, *columns])
 
 
 def forgone(seeds: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -115,8 +100,7 @@ def forgone(seeds: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     for key, own in seeds.groupby(keys, sort=False):
         row = dict(zip(keys, key, strict=True))
         for name in ("change", "forgone"):
-            mean, low, high = scale.mean_and_interval(own[name], confidence)
-            row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+            row |= scale.interval_columns(name, own[name], confidence)
         rows.append({**row, "n_seeds": len(own)})
     return pd.DataFrame(rows)
 
@@ -252,8 +236,7 @@ def by_width(seeds: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
             lines.append((slope, at_0 + slope * np.log2(PAPER_WIDTH)))
         row: dict[str, object] = {"quantity": name}
         for what, values in zip(("slope", "predicted"), zip(*lines, strict=True), strict=True):
-            mean, lower, upper = scale.mean_and_interval(pd.Series(values), confidence)
-            row |= {what: mean, f"{what}_low": lower, f"{what}_high": upper}
+            row |= scale.interval_columns(what, pd.Series(values), confidence)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -6,6 +6,7 @@ intervals are Student's t over seeds, unknown with one seed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,16 +78,14 @@ def effects(rungs: Mapping[str, Results], weight_decay: float, confidence: float
     """
     rows = []
     for name, results in rungs.items():
-        totals = _at(results.totals, "average_loss", weight_decay)
+        training = results.totals[results.totals["split"] == "training"]
+        totals = metrics.change(training, "average_loss", weight_decay)
         if totals.empty:
             continue
-        low, high = (
-            _at(results.classes[results.classes["frequency_class"] == c], "loss", weight_decay) for c in ("low", "high")
-        )
+        low, high = (metrics.class_change(results.classes, "training", c, weight_decay) for c in ("low", "high"))
         row: dict[str, Any] = {"rung": name, **_excess(results), "n_seeds": len(totals)}
         for column, values in (("average", totals), ("low", low), ("high", high), ("shift", low - high)):
-            mean, lower, upper = scale.mean_and_interval(values, confidence)
-            row |= {column: mean, f"{column}_low": lower, f"{column}_high": upper}
+            row |= scale.interval_columns(column, values, confidence)
         ratio = scale.ratios(results, confidence).set_index("weight_decay").loc[weight_decay, ["ratio", "predicted"]]
         rows.append({**row, **ratio, "effect": _effect(row)})
     return pd.DataFrame(rows).sort_values("excess_average", ignore_index=True) if rows else pd.DataFrame()
@@ -152,10 +151,8 @@ def moved_of(folder: str, memorised: str, confidence: float = 0.95) -> tuple[pd.
     (base,) = scale.rungs({"": load_results(memorised)}).values()
     variants = scale.rungs({"": load_results(folder)})
     table, slope = moved(variants, base, confidence), scale.rung_slopes({"": base})["slope"].mean()
-    return (
-        table,
-        f"On the counts of {Path(memorised).name}, whose slope is {slope:.2f}, it is {say_moved(table, variants)}",
-    )
+    said = f"On the counts of {Path(memorised).name}, whose slope is {slope:.2f}, it is {say_moved(table, variants)}"
+    return table, said
 
 
 def predictions(
@@ -194,10 +191,8 @@ def by_size(rungs: Mapping[str, Results], slopes: pd.DataFrame) -> pd.DataFrame:
     `slopes` of `scale.rung_slopes`, not memorised rungs too. Columns rung, memorised, n_targets (training targets), below and beyond
     (means over seeds); one row per rung with slopes, in the order of sizes.
     """
-    known = slopes[slopes["slope"].notna()]
-    table = known.groupby("rung", sort=False, as_index=False).agg(
-        {"memorised": "first", "below": "mean", "beyond": "mean"}
-    )
+    by_rung = slopes[slopes["slope"].notna()].groupby("rung", sort=False, as_index=False)
+    table = by_rung.agg({"memorised": "first", "below": "mean", "beyond": "mean"})
     sizes = table["rung"].map(lambda name: int(rungs[name].totals["n_train_tokens"].iloc[0]))
     return table.assign(n_targets=sizes).sort_values("n_targets", ignore_index=True)
 
@@ -247,10 +242,8 @@ def say_by_count(rungs: Mapping[str, Results], table: pd.DataFrame, confidence: 
     for row in table[table["nearest"]].itertuples():
         local = scale.local_slopes(rungs[row.rung], confidence)
         local = local[local["weight_decay"] == row.weight_decay]
-        rare, frequent = (
-            local.loc[beyond, "mean"].mean()
-            for beyond in (local["bin_low"] < scale.BEND, local["bin_low"] >= scale.BEND)
-        )
+        below = local["bin_low"] < scale.BEND
+        rare, frequent = local.loc[below, "mean"].mean(), local.loc[~below, "mean"].mean()
         steeper += frequent > rare
         fit = _bracket(row.slope, row.slope_low, row.slope_high)
         beyond = f", {frequent:.2f} beyond" if frequent == frequent else ""
@@ -411,12 +404,6 @@ def _excess(results: Results) -> dict[str, float]:
     return scale.excess(results)[["excess_average", "excess_balanced"]].iloc[0].to_dict()
 
 
-def _at(frame: pd.DataFrame, value: str, weight_decay: float) -> pd.Series:
-    """Change of a training loss from λ = 0, by seed; empty where no run is at this λ."""
-    training = frame[(frame["split"] == "training") & frame["weight_decay"].isin([0.0, weight_decay])]
-    return metrics.changes(training, value).set_index("seed")["difference"]
-
-
 def _effect(row: Mapping[str, Any]) -> str:
     sign = {}
     for column in ("average", "low", "high", "shift"):
@@ -443,23 +430,15 @@ def _say_control(table: pd.DataFrame, results: Results) -> str:
     own = {n: {"lr": v["learning_rate"], **v} for n, v in results.params.get("variants", {}).items() if "steps" in v}
     known = table.set_index("rung")
     said = []
-    for tuned in own:
-        for control in own:
-            if own[tuned]["steps"] != own[control]["steps"] or own[tuned]["lr"] >= own[control]["lr"]:
-                continue
-            if not {tuned, control} <= set(known.index):
-                continue
+    for tuned, control in itertools.permutations([name for name in own if name in known.index], 2):
+        if own[tuned]["steps"] == own[control]["steps"] and own[tuned]["lr"] < own[control]["lr"]:
             a, b = known.loc[tuned], known.loc[control]
-            helps = b["effect"] == HELP and a["effect"] != HELP
-            shown = (
-                "helps the optimiser at the higher rate alone"
-                if helps
-                else "is not seen to help the optimiser at the higher rate alone"
-            )
+            helps = "helps" if b["effect"] == HELP and a["effect"] != HELP else "is not seen to help"
             said.append(
-                f"The control: λ changes the average by {b['average']:+.3f} in {control} and by {a['average']:+.3f} in {tuned}; it {shown}."
+                f"The control: λ changes the average by {b['average']:+.3f} in {control} and by {a['average']:+.3f} in {tuned}; "
+                f"it {helps} the optimiser at the higher rate alone. "
             )
-    return " ".join(said) + " " if said else ""
+    return "".join(said)
 
 
 def _say_paper_side(table: pd.DataFrame) -> str:

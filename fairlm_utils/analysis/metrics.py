@@ -111,12 +111,11 @@ def by_bin(table: pd.DataFrame, calibration: np.ndarray | None = None) -> pd.Dat
     """
     seen = table[table["n_eval"] > 0]
     groups = seen.groupby(frequency.bin_index(seen["n_train"]))
-    return pd.DataFrame(
-        [
-            {"bin": frequency.bin_label(i), "bin_low": frequency.bin_low(i), **_means(group, calibration)}
-            for i, group in groups
-        ]
-    )
+    return pd.DataFrame([{**_bin(i), **_means(group, calibration)} for i, group in groups])
+
+
+def _bin(index: int) -> dict[str, Any]:
+    return {"bin": frequency.bin_label(index), "bin_low": frequency.bin_low(index)}
 
 
 def by_kind(table: pd.DataFrame, calibration: np.ndarray | None = None) -> pd.DataFrame:
@@ -139,10 +138,8 @@ def _means(group: pd.DataFrame, calibration: np.ndarray | None) -> dict[str, flo
         values |= gain(values)
     if calibration is not None:
         sums = calibration[group["token_id"]].sum(axis=0)
-        values |= {
-            "confidence": float(sums[:, 1].sum() / max(sums[:, 0].sum(), 1)),
-            "ece": expected_calibration_error(sums),
-        }
+        confidence = float(sums[:, 1].sum() / max(sums[:, 0].sum(), 1))
+        values |= {"confidence": confidence, "ece": expected_calibration_error(sums)}
     return values
 
 
@@ -164,8 +161,8 @@ def reliability(table: pd.DataFrame, calibration: np.ndarray, percentile: float)
     Means over the tokens whose target is of the class and whose confidence lies in the bin; empty bins are left out.
     """
     rows = []
+    n_bins = calibration.shape[1]
     for name, members in _classes(table, percentile):
-        n_bins = calibration.shape[1]
         for k, (n, confidence, correct) in enumerate(calibration[members["token_id"]].sum(axis=0)):
             if n:
                 row = {"n_tokens": int(n), "confidence": confidence / n, "accuracy": correct / n}
@@ -175,12 +172,8 @@ def reliability(table: pd.DataFrame, calibration: np.ndarray, percentile: float)
 
 def by_class(table: pd.DataFrame, percentile: float, calibration: np.ndarray | None = None) -> pd.DataFrame:
     """The same means as `by_bin` for low- and high-frequency types (paper, Figure 1)."""
-    return pd.DataFrame(
-        [
-            {"frequency_class": name, **_means(members[members["n_eval"] > 0], calibration)}
-            for name, members in _classes(table, percentile)
-        ]
-    )
+    classes = [(name, members[members["n_eval"] > 0]) for name, members in _classes(table, percentile)]
+    return pd.DataFrame([{"frequency_class": name, **_means(seen, calibration)} for name, seen in classes])
 
 
 def _classes(table: pd.DataFrame, percentile: float) -> list[tuple[str, pd.DataFrame]]:
@@ -228,16 +221,7 @@ def learning_curves(steps: np.ndarray, counts: np.ndarray, loss_sums: np.ndarray
         n, total = counts[:, members], loss_sums[:, members]
         mean = np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)
         seen = (n > 0).any(axis=1)
-        frames.append(
-            pd.DataFrame(
-                {
-                    "bin": frequency.bin_label(k),
-                    "bin_low": frequency.bin_low(k),
-                    "step": steps[seen],
-                    "loss": np.nanmean(mean[seen], axis=1),
-                }
-            )
-        )
+        frames.append(pd.DataFrame({**_bin(k), "step": steps[seen], "loss": np.nanmean(mean[seen], axis=1)}))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -273,26 +257,18 @@ def difference_over_blocks(
     mean, other = sums.sum() / n.sum(), other_sums.sum() / n_other.sum()
     residuals = (sums - mean * n) / n.sum() - (other_sums - other * n_other) / n_other.sum()
     size = len(n)
-    half = (
-        stats.t.ppf((1 + confidence) / 2, size - 1) * np.sqrt(size / (size - 1) * (residuals**2).sum())
-        if size > 1
-        else np.nan
-    )
+    half = np.nan
+    if size > 1:
+        half = stats.t.ppf((1 + confidence) / 2, size - 1) * np.sqrt(size / (size - 1) * (residuals**2).sum())
     return float(mean - other), float(mean - other - half), float(mean - other + half)
 
 
 def norms_by_bin(table: pd.DataFrame, column: str = "embedding_norm") -> pd.DataFrame:
     """Median, 10th and 90th percentile of norms of embedding rows by frequency bin of n_v, over all types of the table."""
     groups = table.groupby(frequency.bin_index(table["n_train"]))[column]
-    quantiles = groups.quantile([0.1, 0.5, 0.9]).unstack()
-    quantiles.columns = ["p10", "median", "p90"]
-    keys = {
-        "bin": [frequency.bin_label(i) for i in quantiles.index],
-        "bin_low": [frequency.bin_low(i) for i in quantiles.index],
-    }
-    return pd.DataFrame(
-        {**keys, "n_types": groups.size().to_numpy(), **{c: quantiles[c].to_numpy() for c in quantiles}}
-    )
+    quantiles = groups.quantile([0.1, 0.5, 0.9]).unstack().set_axis(["p10", "median", "p90"], axis=1)
+    bins = pd.DataFrame([_bin(i) for i in quantiles.index], index=quantiles.index)
+    return bins.assign(n_types=groups.size()).join(quantiles).reset_index(drop=True)
 
 
 def undertrained(table: pd.DataFrame, norm_columns: Sequence[str]) -> pd.DataFrame:
@@ -332,9 +308,8 @@ def over_seeds(frame: pd.DataFrame, value: str, confidence: float = 0.95) -> pd.
     spread is unknown: `sd`, `low` and `high` are NaN.
     """
     keys = [key for key in KEYS if key in frame.columns and key != "seed"]
-    grouped = (
-        frame.groupby(keys, sort=False, dropna=False)[value].agg(mean="mean", sd="std", n_seeds="count").reset_index()
-    )
+    by = frame.groupby(keys, sort=False, dropna=False)[value]
+    grouped = by.agg(mean="mean", sd="std", n_seeds="count").reset_index()
     half = t_half_width(grouped["sd"], grouped["n_seeds"], confidence)
     return grouped.assign(low=grouped["mean"] - half, high=grouped["mean"] + half)
 
@@ -358,6 +333,18 @@ def changes(frame: pd.DataFrame, value: str, base: float = 0.0) -> pd.DataFrame:
     return paired.assign(
         difference=paired[value] - paired[f"{value}_base"], ratio=paired[value] / paired[f"{value}_base"]
     )
+
+
+def change(frame: pd.DataFrame, value: str, weight_decay: float) -> pd.Series:
+    """Change of `value` from λ = 0 to `weight_decay`, by seed; empty where no run is at this λ."""
+    two = frame[frame["weight_decay"].isin([0.0, weight_decay])]
+    return changes(two, value).set_index("seed")["difference"]
+
+
+def class_change(classes: pd.DataFrame, split: str, frequency_class: str, weight_decay: float) -> pd.Series:
+    """`change` of the loss of low- or high-frequency types on a text."""
+    chosen = (classes["split"] == split) & (classes["frequency_class"] == frequency_class)
+    return change(classes[chosen], "loss", weight_decay)
 
 
 def table_1(frame: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:

@@ -108,11 +108,8 @@ def added_loss(results: Results) -> pd.DataFrame:
     by = [k for k in ("variant", "bin_low") if k in counts]
     sums = counts.groupby(by)[["n", "n_types"]].sum()
     mean = (sums["n"] / sums["n_types"]).rename("n_train").reset_index()
-    changed = (
-        metrics.changes(bins.drop(columns="split"), "loss")
-        .rename(columns={"difference": "added"})
-        .merge(mean, on=by, how="left")
-    )
+    changed = metrics.changes(bins.drop(columns="split"), "loss").rename(columns={"difference": "added"})
+    changed = changed.merge(mean, on=by, how="left")
     return changed[[k for k in metrics.KEYS if k in changed] + ["n_types", "n_train", "added"]]
 
 
@@ -219,44 +216,22 @@ def ratios(results: Results, confidence: float = 0.95) -> pd.DataFrame:
     training = training[training.groupby(own)["weight_decay"].transform("min") == 0]
     pair = metrics.changes(training, "average_loss").rename(columns={"difference": "added_average"})
     pair["added_balanced"] = metrics.changes(training, "token_balanced_loss")["difference"]
-    rises = (pair["added_average"] > 0) & (pair["added_balanced"] > 0)
-    pair["log"] = np.log((pair["added_balanced"] / pair["added_average"]).where(rises))
-    fits = slopes(results)
-    rows = []
-    keys = [*own, "weight_decay"]
+    rose = (pair["added_average"] > 0) & (pair["added_balanced"] > 0)
+    pair["log"] = np.log((pair["added_balanced"] / pair["added_average"]).where(rose))
+    fits, keys = slopes(results), [*own, "weight_decay"]
+    rows: list[tuple[Any, ...]] = []
     for key, seeds in pair.groupby(keys, sort=False):
         named = dict(zip(keys, key, strict=True))
         fit = fits[(fits[keys] == list(key)).all(axis=1)]
-        log, low, high = mean_and_interval(seeds["log"], confidence)
-        slope = mean_and_interval(fit["slope"], confidence)
+        log = mean_and_interval(seeds["log"], confidence)
+        slope, r_squared = mean_and_interval(fit["slope"], confidence), mean_and_interval(fit["r_squared"])[0]
         counts = counts_of(results, named.get("variant"))
         predicted = count_ratio(counts["n_train"], slope, counts["n_types"])
-        rows.append(
-            {
-                **named,
-                "n_seeds": len(seeds),
-                "added_average": seeds["added_average"].mean(),
-                "added_balanced": seeds["added_balanced"].mean(),
-                **dict(zip(_RATIO, np.exp((log, low, high)), strict=True)),
-                "hidden": 1 - np.exp(-log),
-                **dict(zip(_SLOPE, slope, strict=True)),
-                "r_squared": mean_and_interval(fit["r_squared"])[0],
-                "n_bins": fit["n_bins"].min(),
-                **dict(zip(_PREDICTED, predicted, strict=True)),
-            }
-        )
-    columns = [
-        "n_seeds",
-        "added_average",
-        "added_balanced",
-        *_RATIO,
-        "hidden",
-        *_SLOPE,
-        "r_squared",
-        "n_bins",
-        *_PREDICTED,
-    ]
-    return pd.DataFrame(rows, columns=[*keys, *columns])
+        rises = (seeds["added_average"].mean(), seeds["added_balanced"].mean())
+        measured = (*np.exp(log), 1 - np.exp(-log[0]), *slope, r_squared, fit["n_bins"].min())
+        rows.append((*key, len(seeds), *rises, *measured, *predicted))
+    columns = ("n_seeds", "added_average", "added_balanced", *_RATIO, "hidden", *_SLOPE, "r_squared", "n_bins")
+    return pd.DataFrame(rows, columns=[*keys, *columns, *_PREDICTED])
 
 
 def mean_and_interval(values: pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -265,6 +240,11 @@ def mean_and_interval(values: pd.Series, confidence: float = 0.95) -> tuple[floa
         return (np.nan,) * 3
     half = metrics.t_half_width(pd.Series([values.std()]), pd.Series([len(values)]), confidence).iloc[0]
     return values.mean(), values.mean() - half, values.mean() + half
+
+
+def interval_columns(name: str, values: pd.Series, confidence: float = 0.95) -> dict[str, float]:
+    """`mean_and_interval` by column: NAME, NAME_low, NAME_high."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), mean_and_interval(values, confidence), strict=True))
 
 
 def excess(results: Results) -> pd.DataFrame:
@@ -408,17 +388,9 @@ def regimes(results: Results) -> pd.DataFrame:
         epochs = p.steps * p.batch_size * p.gradient_accumulation_steps / _n_blocks(results, p, n_targets)
         tau = params.time_scale(p, epochs)
         average, balanced = zero.get(key[:-1]) or zero.get((named["model"], "no decay"), (np.nan, np.nan))
-        rows.append(
-            {
-                **named,
-                "regime": regime(average, epochs, tau),
-                "epochs": epochs,
-                "tau_epochs": tau,
-                "excess_average": average,
-                "excess_balanced": balanced,
-            }
-        )
-    return pd.DataFrame(rows)
+        rows.append((*key, regime(average, epochs, tau), epochs, tau, average, balanced))
+    columns = [*keys, "regime", "epochs", "tau_epochs", "excess_average", "excess_balanced"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def params_of(results: Results, named: Mapping[str, Any]) -> TrainingParams:
