@@ -149,26 +149,13 @@ def slope_test(
             raise ValueError(f"a slope in λ needs two values of λ up to {largest:g}; the experiment has {len(table)}")
         slopes = pd.Series(np.polyfit(table.index, table.to_numpy(), 1)[0], index=table.columns)
         low, high = slopes["low"], slopes["high"]
-        test = stats.ttest_1samp(low - high, 0.0, alternative="greater") if len(low) > 1 else None
-        interval = (
-            stats.t.interval(confidence, len(low) - 1, (low - high).mean(), stats.sem(low - high))
-            if test
-            else (np.nan,) * 2
-        )
-        rows.append(
-            {
-                **dict(zip(keys, key, strict=True)),
-                "low": low.mean(),
-                "high": high.mean(),
-                "difference": (low - high).mean(),
-                "difference_low": interval[0],
-                "difference_high": interval[1],
-                "p_value": test.pvalue if test else np.nan,
-                "n_seeds": len(low),
-                "n_weight_decays": len(table),
-            }
-        )
-    return pd.DataFrame(rows)
+        mean, bounds, p_value = (low - high).mean(), (np.nan, np.nan), np.nan
+        if len(low) > 1:
+            bounds = stats.t.interval(confidence, len(low) - 1, mean, stats.sem(low - high))
+            p_value = stats.ttest_1samp(low - high, 0.0, alternative="greater").pvalue
+        rows.append((*key, low.mean(), high.mean(), mean, *bounds, p_value, len(low), len(table)))
+    of_difference = ["difference", "difference_low", "difference_high", "p_value"]
+    return pd.DataFrame(rows, columns=[*keys, "low", "high", *of_difference, "n_seeds", "n_weight_decays"])
 
 
 def rarest_bins(bins: pd.DataFrame, share: float = 0.25) -> list[str]:
@@ -264,9 +251,14 @@ def judge_remedies(numbers: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
     able = low["mean"][not_worse & (p_holm < 1 - confidence) & (low["mean"] < 0)]
     best = able.idxmin() if len(able) and average.loc[NO_DECAY, "low"] > 0 else None
     judged = {"recommended": low.index == best, "not_worse": not_worse, "p_holm": p_holm, "n_seeds": low["n_seeds"]}
-    for measure, change in of.items():
-        judged |= {measure: change["mean"], f"{measure}_low": change["low"], f"{measure}_high": change["high"]}
+    judged |= _with_intervals(of)
     return pd.DataFrame(judged, index=low.index).sort_values("heldout_low_frequency", kind="stable").reset_index()
+
+
+def _with_intervals(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.Series]:
+    """Means over seeds of several quantities as columns, each with its interval: NAME, NAME_low, NAME_high."""
+    ends = {"": "mean", "_low": "low", "_high": "high"}
+    return {name + end: table[of] for name, table in tables.items() for end, of in ends.items()}
 
 
 def say_remedies(judged: pd.DataFrame) -> str:
@@ -349,25 +341,17 @@ def pareto_front(x: pd.Series, y: pd.Series) -> pd.Series:
     [True, True, False]
     """
     pairs = list(zip(x, y, strict=True))
-    return pd.Series(
-        [not any(a <= p and b <= q and (a, b) != (p, q) for a, b in pairs) for p, q in pairs], index=x.index
-    )
+    beaten = [any(a <= p and b <= q and (a, b) != (p, q) for a, b in pairs) for p, q in pairs]
+    return ~pd.Series(beaten, index=x.index)
 
 
 def remedy_points(
     numbers: pd.DataFrame, variants: Mapping[str, Mapping[str, Any]], confidence: float = 0.95
 ) -> pd.DataFrame:
     """Points of `charts.pareto`: held-out average and low-frequency loss with intervals over seeds, and what the rule says."""
-    points: dict[str, Any] = {}
-    for name in ("heldout_average", "heldout_low_frequency"):
-        table = metrics.over_seeds(numbers, name, confidence)
-        points |= {
-            "variant": table["variant"],
-            name: table["mean"],
-            f"{name}_low": table["low"],
-            f"{name}_high": table["high"],
-        }
-    frame = pd.DataFrame(points)
+    names = ("heldout_average", "heldout_low_frequency")
+    tables = {name: metrics.over_seeds(numbers, name, confidence).set_index("variant") for name in names}
+    frame = pd.DataFrame(_with_intervals(tables)).reset_index()
     recommended = judge_remedies(numbers, confidence).set_index("variant")["recommended"]
     return frame.assign(
         kind_of_remedy=frame["variant"].map(kinds_of_remedies(variants)),
@@ -386,9 +370,8 @@ def mean_sd(frame: pd.DataFrame, by: str, values: Sequence[str]) -> pd.DataFrame
 
 def stacked(regimes: Mapping[str, Results], table: str) -> pd.DataFrame:
     """A table ("totals", "bins", "classes", ...) of several experiments under one another, with the column `regime`."""
-    return pd.concat(
-        [getattr(results, table).assign(regime=name) for name, results in regimes.items()], ignore_index=True
-    )
+    tables = [getattr(results, table).assign(regime=name) for name, results in regimes.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
 def at_weight_decay(results: Results, weight_decay: float, confidence: float = 0.95) -> pd.DataFrame:
@@ -454,19 +437,17 @@ def tokenizers(results: Results, confidence: float = 0.95) -> pd.DataFrame:
     """
     if results.words is None or "variant" not in results.words:
         raise ValueError("tokenizers are compared by word; evaluate variants with by_word: true")
+    words = results.words.assign(unigram=np.nan, unigram_occurrences=np.nan)
     both = {
-        "word": results.words.rename(columns={"n_words": "n", "n_occurrences": "weight"}).assign(
-            unigram=np.nan, unigram_occurrences=np.nan
-        ),
+        "word": words.rename(columns={"n_words": "n", "n_occurrences": "weight"}),
         "token": results.bins.rename(columns={"n_types": "n", "n_tokens": "weight"}),
     }
     keys = ["variant", "split", "weight_decay", "seed"]
     parts = []
     for unit, frame in both.items():
         weighted = {of: frame[f"{of}_occurrences"] * frame["weight"] for of in ("loss", "unigram")}
-        every = (
-            frame.assign(**weighted).groupby(keys, as_index=False)[["loss", "unigram", "weight", "n"]].sum(min_count=1)
-        )
+        sums = frame.assign(**weighted).groupby(keys, as_index=False)
+        every = sums[["loss", "unigram", "weight", "n"]].sum(min_count=1)
         means = {of: every[of] / every["weight"] for of in weighted}
         columns = [*keys, "bin", "bin_low", "n", "loss", "unigram"]
         both_rows = [every.assign(**means, bin="all", bin_low=-1)[columns], frame[columns]]
