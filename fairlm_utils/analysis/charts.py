@@ -232,7 +232,7 @@ def by_bin(
     name = y_title.split(" (")[0]
     drawn, layers = _beside_baselines(frame, baselines, x, [line, _interval_over_seeds(base), points])
     said = ", beside floor, unigram and uniform guess" if len(layers) > 3 else ""
-    description = f"Line chart of the {name} by frequency bin of the token type, one curve a weight decay, with intervals over seeds"
+    description = f"Line chart of the {name} by frequency bin of the token type, one curve per weight decay, with intervals over seeds"
     return _panels(layers, drawn, f"{name.capitalize()} by frequency of the type", f"{description}{said}")
 
 
@@ -313,7 +313,7 @@ def headline(sentence: str, width: int = 84) -> list[str]:
 
 
 def change_by_tokenizer(table: pd.DataFrame, answer: str) -> alt.LayerChart:
-    """Change of the held-out loss of words by their count, one curve a tokenizer; a table of `comparisons.tokenizers`.
+    """Change of the held-out loss of words by their count, one curve per tokenizer; a table of `comparisons.tokenizers`.
 
     The first of its sentences, `answer`, is the title.
     """
@@ -388,7 +388,7 @@ def reliability(curves: pd.DataFrame) -> alt.Chart | alt.FacetChart:
     layered = alt.layer(diagonal, lines, points).properties(width=WIDTH, height=HEIGHT, data=frame)
     return layered.facet(**facets).properties(
         title="Reliability by frequency of the target",
-        description="Curves of accuracy against confidence for low- and high-frequency targets, one a weight decay",
+        description="Curves of accuracy against confidence for low- and high-frequency targets, one per weight decay",
     )
 
 
@@ -788,7 +788,7 @@ def learning_curves(curves: pd.DataFrame, n_bins: int = 4, chance: float | None 
     panels = frame.sort_values("bin_low")["panel"].unique().tolist()
     return chart.facet(alt.Facet("panel:N", sort=panels, title=None), columns=4).properties(
         title="Learning curves by frequency of the type",
-        description="Line charts of the training loss against the step, one panel a frequency bin, one line a "
+        description="Line charts of the training loss against the step, one panel per frequency bin, one line per "
         "weight decay, with intervals over seeds as bands",
     )
 
@@ -980,7 +980,7 @@ def theory_loss(frame: pd.DataFrame, thresholds: pd.DataFrame) -> alt.HConcatCha
     right = base.transform_filter("datum.derivative > 0").encode(y=y)
     return alt.hconcat(*(side.properties(width=WIDTH, height=HEIGHT) for side in (left, right))).properties(
         title="The theory: loss of a class and how fast it rises with λ",
-        description="Log-log lines of the loss of a class and of its derivative against its number of samples, one a weight decay",
+        description="Log-log lines of the loss of a class and of its derivative against its number of samples, one per weight decay",
     )
 
 
@@ -1002,6 +1002,7 @@ def theory_fit(frame: pd.DataFrame) -> alt.FacetChart:
         .resolve_scale(y="independent")
         .properties(
             title="Measured loss by frequency (points) and the theory's fitted curve (line)",
-            description="Points of the measured training loss by frequency bin and the line of the fitted theory, one panel a weight decay",
+            description="Points of the measured training loss by frequency bin and the line of the fitted theory, one panel per "
+            "weight decay",
         )
     )

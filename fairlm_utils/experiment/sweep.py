@@ -339,7 +339,7 @@ def _outcome(future: Future, p: EvaluationParams) -> Outcome:
 
 
 def report_outcomes(outcomes: Sequence[Outcome]) -> None:
-    """Print one line a failed run and a summary."""
+    """Print one line per failed run and a summary."""
     counts = pd.Series([o.status for o in outcomes]).value_counts()
     print("runs: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     for o in outcomes:
