@@ -163,14 +163,15 @@ def test_what_remedies_are_judged_on_comes_from_the_tables():
 def test_kinds_of_remedies_are_what_differs_from_plain_decay():
     variants = {
         "decay on all": {"steps": 9, "learning_rate": 0.1, "embedding_decay": "uniform"},
-        "no decay": {"steps": 9, "learning_rate": 0.1, "embedding_decay": "uniform"},
-        "early stopping": {"steps": 3, "learning_rate": 0.1, "embedding_decay": "uniform"},
+        "no decay": {"steps": 9, "learning_rate": 0.2, "embedding_decay": "uniform"},
+        "early stopping": {"steps": 3, "learning_rate": 0.2, "embedding_decay": "uniform"},
+        "dropout": {"steps": 9, "learning_rate": 0.2, "embedding_decay": "uniform", "dropout": 0.1},
         "half the rate": {"steps": 9, "learning_rate": 0.05, "embedding_decay": "uniform"},
         "lazy": {"steps": 9, "learning_rate": 0.1, "embedding_decay": "lazy", "loss_weight_exponent": 0.25},
     }
     assert comparisons.kinds_of_remedies(variants).to_dict() == {
         "plain decay": "reference", "no decay": "reference", "early stopping": "other regulariser", "half the rate": "optimiser",
-        "lazy": "loss and decay by row",
+        "lazy": "loss and decay by row", "dropout": "other regulariser",
     }  # fmt: skip
 
 

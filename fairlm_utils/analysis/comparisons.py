@@ -323,15 +323,18 @@ def kind_of_remedy(own: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
         return "loss and decay by row" if row else "loss"
     if row:
         return "decay by row"
+    if changed & {"dropout", "label_smoothing", "steps"}:
+        return "other regulariser"
     if changed & {"optimizer", "learning_rate"} or own.get("weight_decay_form") == "cautious":
         return "optimiser"
     return "which parameters decay" if "decayed_parameters" in changed else "other regulariser"
 
 
 def kinds_of_remedies(variants: Mapping[str, Mapping[str, Any]]) -> pd.Series:
-    """`kind_of_remedy` of each of an experiment's variants, by name."""
+    """`kind_of_remedy` of each of an experiment's variants, by name; no decay is a reference at its own rate too."""
     named = {_EARLIER_NAMES.get(name, name): own for name, own in variants.items()}
-    return pd.Series({name: kind_of_remedy(own, named[PLAIN_DECAY]) for name, own in named.items()}, dtype="object")
+    kinds = {name: kind_of_remedy(own, named[PLAIN_DECAY]) for name, own in named.items()}
+    return pd.Series({**kinds, NO_DECAY: "reference"} if NO_DECAY in kinds else kinds, dtype="object")
 
 
 def pareto_front(x: pd.Series, y: pd.Series) -> pd.Series:
