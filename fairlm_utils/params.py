@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import re
-import types
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_origin
@@ -109,17 +109,14 @@ class Parameters(BaseModel):
         notebook, so that a misspelt key, which papermill only logs, is an error. Parameters of other notebooks are
         ignored: one experiment file serves all notebooks.
         """
+        others = {"In", "Out"} | ALL_FIELDS.keys() - cls.model_fields.keys()
         assigned = {
             name: value
             for name, value in namespace.items()
-            if not name.startswith("_")
-            and name not in ("In", "Out")
-            and isinstance(value, bool | int | float | str | list | dict | types.NoneType)
+            if not name.startswith("_") and name not in others
+            if isinstance(value, bool | int | float | str | list | dict | None)
         }
-        elsewhere = ALL_FIELDS.keys() - cls.model_fields.keys()
-        return cls.check(
-            {k: v for k, v in assigned.items() if k not in elsewhere}, source=f"{cls.__name__} of this notebook"
-        )
+        return cls.check(assigned, source=f"{cls.__name__} of this notebook")
 
 
 class CorpusParams(Parameters):
@@ -243,22 +240,10 @@ class TrainingParams(TokenizationParams):
         {"experiment", "runs_dir", "corpus_path", "checkpoint_steps", "device", "sharded", "variant"}
     )
     #: Fields added later: left out of the identity at their defaults, so that earlier runs keep their names.
-    OMITTED_AT_DEFAULT: ClassVar[frozenset[str]] = frozenset(
-        {
-            "bos",
-            "embedding_decay",
-            "frequency_exponent",
-            "weight_decay_form",
-            "optimizer",
-            "dropout",
-            "label_smoothing",
-            "loss_weight_exponent",
-            "logit_adjustment",
-            "torch_compile",
-            "lowercase",
-            "txt_documents",
-        }
-    )
+    OMITTED_AT_DEFAULT: ClassVar[frozenset[str]] = frozenset({
+        "bos", "embedding_decay", "frequency_exponent", "weight_decay_form", "optimizer", "dropout", "label_smoothing",
+        "loss_weight_exponent", "logit_adjustment", "torch_compile", "lowercase", "txt_documents",
+    })  # fmt: skip
 
     @field_validator("experiment")
     @classmethod
@@ -280,13 +265,12 @@ class TrainingParams(TokenizationParams):
 
     @model_validator(mode="after")
     def _decay_is_possible(self) -> Self:
-        if self.embedding_decay != "uniform" and self.sharded:
+        by_row, decoupled = self.embedding_decay != "uniform", self.weight_decay_form == "decoupled"
+        if by_row and self.sharded:
             raise ValueError("embedding_decay: needs whole rows of the embedding; set uniform or sharded: false")
-        if self.embedding_decay != "uniform" and self.weight_decay_form != "decoupled":
+        if by_row and not decoupled:
             raise ValueError("embedding_decay: is a decoupled decay; set weight_decay_form: decoupled")
-        if self.optimizer == "muon" and (
-            self.sharded or self.embedding_decay != "uniform" or self.weight_decay_form != "decoupled"
-        ):
+        if self.optimizer == "muon" and (self.sharded or by_row or not decoupled):
             raise ValueError(
                 "optimizer: muon takes whole matrices and plain decoupled decay; set sharded: false, embedding_decay: uniform "
                 "and weight_decay_form: decoupled, or optimizer: adamw"
@@ -297,9 +281,7 @@ class TrainingParams(TokenizationParams):
         """The parameters that determine the results of a run."""
         fields = TrainingParams.model_fields
         at_default = {name for name in self.OMITTED_AT_DEFAULT if getattr(self, name) == fields[name].default}
-        return self.model_dump(
-            exclude=set(self.NOT_IN_RUN_ID) | at_default | (type(self).model_fields.keys() - fields.keys())
-        )
+        return self.model_dump(include=fields.keys() - self.NOT_IN_RUN_ID - at_default)
 
     def run_id(self) -> str:
         """Name of the run's folder: model, λ, seed and a digest of all parameters that determine its results."""
@@ -494,9 +476,9 @@ def read(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> dict[st
 
 def overridden(overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """What `-p NAME VALUE` on a command line set. Raises ParameterError for a name given twice and what is not YAML."""
-    given = [name for name, _ in overrides]
-    if repeated := sorted({name for name in given if given.count(name) > 1}):
-        raise ParameterError(f"-p {repeated[0]}: is given {given.count(repeated[0])} times; keep one")
+    given = Counter(name for name, _ in overrides)
+    if repeated := sorted(name for name, n in given.items() if n > 1):
+        raise ParameterError(f"-p {repeated[0]}: is given {given[repeated[0]]} times; keep one")
     return {name: parse(value, f"-p {name}") for name, value in overrides}
 
 
@@ -551,12 +533,11 @@ def _check_values(value: Any, source: str) -> None:
     """Raise ParameterError for a key that is not text, and a whole number so large that Python refuses to print it."""
     if isinstance(value, int) and abs(value) >= 2**63:
         raise ParameterError(f"{source}: holds a whole number beyond 64 bits")
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise ParameterError(
-                    f"{source}: is not YAML of a flat mapping `parameter: value`, whose keys are text: put {key!r} in quotes"
-                )
+    for key in value if isinstance(value, dict) else ():
+        if not isinstance(key, str):
+            raise ParameterError(
+                f"{source}: is not YAML of a flat mapping `parameter: value`, whose keys are text: put {key!r} in quotes"
+            )
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ():
         _check_values(inner, source)
 
@@ -571,11 +552,8 @@ def expand(values: Mapping[str, Any], source: str = "parameters") -> list[Evalua
     variants = values.pop(VARIANTS, {"": {}})
     if not isinstance(variants, Mapping) or not all(isinstance(v, Mapping) for v in variants.values()) or not variants:
         raise ParameterError(f"{source}: 1 problem(s)\n  - variants: must map names to parameters and their values")
-    problems: list[str] = []
-    unknown = [
-        name for name in {**values, **{k: v for d in variants.values() for k, v in d.items()}} if name not in ALL_FIELDS
-    ]
-    problems += [f"  - {_unknown(name, ALL_FIELDS)}" for name in unknown]
+    named = itertools.chain(values, *variants.values())
+    problems = [f"  - {_unknown(name)}" for name in named if name not in ALL_FIELDS]
     for cls in NOTEBOOKS.values():
         if not issubclass(cls, TokenizationParams):
             problems += _problems(
@@ -595,9 +573,8 @@ def expand(values: Mapping[str, Any], source: str = "parameters") -> list[Evalua
         unique = list(dict.fromkeys(problems))
         raise ParameterError(f"{source}: {len(unique)} problem(s)\n" + "\n".join(unique))
     runs = [EvaluationParams.check(point, source) for point in points]
-    ids = [run.run_id() for run in runs]
-    if len(set(ids)) < len(ids):
-        repeated = sorted({i for i in ids if ids.count(i) > 1})
+    counts = Counter(run.run_id() for run in runs)
+    if repeated := sorted(i for i, n in counts.items() if n > 1):
         raise ParameterError(f"{source}: the grid repeats {', '.join(repeated)}; list every value once")
     return runs
 
@@ -614,15 +591,15 @@ def _problems(cls: type[Parameters], values: Mapping[str, Any], source: str) -> 
     return []
 
 
-def _unknown(name: str, known: Mapping[str, Any]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
+def _unknown(name: str) -> str:
+    nearest = difflib.get_close_matches(name, ALL_FIELDS, n=1)
     return f"{name}: unknown parameter" + (f"; did you mean {nearest[0]}?" if nearest else "")
 
 
 def _describe(error: Mapping[str, Any], cls: type[Parameters]) -> str:
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"{name}: is a parameter of other notebooks" if name in ALL_FIELDS else _unknown(name, ALL_FIELDS)
+        return f"{name}: is a parameter of other notebooks" if name in ALL_FIELDS else _unknown(name)
     message = str(error["msg"]).removeprefix("Value error, ")
     if not name:
         return message
