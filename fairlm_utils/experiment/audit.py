@@ -255,13 +255,8 @@ def read_counts(path: str | Path, vocab_size: int) -> np.ndarray:
         ) from error
     if not (np.issubdtype(ids.dtype, np.integer) and np.issubdtype(counts.dtype, np.integer)):
         raise ParameterError(f"counts_file: token_id and count of {path} must be whole numbers")
-    if (
-        len(ids) == 0
-        or ids.min() < 0
-        or ids.max() >= vocab_size
-        or counts.min() < 0
-        or not 0 < counts.sum(dtype=float) <= 2**53
-    ):
+    possible = len(ids) and ids.min() >= 0 and ids.max() < vocab_size and counts.min() >= 0
+    if not possible or not 0 < counts.sum(dtype=float) <= 2**53:
         raise ParameterError(
             f"counts_file: {path} must have ids from 0 to {vocab_size - 1} and counts of at least 0, some above it and at most "
             "2^53 in all; is it of another tokenizer?"
