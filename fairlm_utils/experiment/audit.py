@@ -176,11 +176,8 @@ def _counted(words: pd.DataFrame, corpus: Corpus, p: AuditParams) -> pd.DataFram
     n = pd.Series(counts, dtype="int64")
     low = frequency.low_frequency(n, p.low_frequency_percentile) if (n > 0).any() else np.ones(len(n), dtype=bool)
     classes = pd.Series(np.where(low, "low", "high"), index=n.index)
-    return words.assign(
-        n_reference=words["word"].map(n),
-        frequency_class=words["word"].map(classes),
-        block=words["position"] // p.context,
-    )
+    block = words["position"] // p.context
+    return words.assign(n_reference=words["word"].map(n), frequency_class=words["word"].map(classes), block=block)
 
 
 def audits(p: AuditParams) -> list[Audit]:

@@ -347,9 +347,8 @@ def weight_decay_groups(
     """
     if decayed_parameters not in (known := get_args(DecayedParameters)):
         raise ParameterError(f"decayed_parameters: {decayed_parameters!r} is not one of {', '.join(known)}")
-    embedding, head = (
-        id(getattr(m, "weight", None)) for m in (model.get_input_embeddings(), model.get_output_embeddings())
-    )
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    embedding, head = (id(getattr(layer, "weight", None)) for layer in layers)
     norms = {id(p) for m in model.modules() if is_norm_layer(m) for p in m.parameters(recurse=False)}
     rows: list[tuple] = []
     groups: dict[bool, list] = {True: [], False: []}

@@ -260,9 +260,7 @@ class OpenELMModel(OpenELMPreTrainedModel):
         rotary = rotary_tables(position_ids, self.config.head_dim, self.config.rope_freq_constant)
         for layer in self.layers:
             x = layer(x, rotary=rotary, mask=mask, cache=past_key_values)
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(x), past_key_values=past_key_values if use_cache else None
-        )
+        return BaseModelOutputWithPast(self.norm(x), past_key_values if use_cache else None)
 
 
 class OpenELMForCausalLM(OpenELMPreTrainedModel, GenerationMixin):

@@ -250,8 +250,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     other_class = type(by_class) is not type(tokenizer) and by_class.is_fast
     if other_class and _ids_of_probe(by_class) != _ids_of_probe(tokenizer):
         print(
-            f"{name}: transformers' {type(by_class).__name__} tokenizes otherwise than tokenizer.json; "
-            "the file is followed"
+            f"{name}: transformers' {type(by_class).__name__} tokenizes otherwise than tokenizer.json; the file is followed"
         )
     tokenizer.chat_template = None  # not used here, and saved under names that its folder chooses
     return tokenizer
