@@ -109,7 +109,8 @@ def reproduce(
     for p in _shown(points):
         for name in RUN_NOTEBOOKS:
             own = identity.run_dir(p)
-            wanted[_run_title(p, name)] = _Wanted(name, own, p.model_dump(), _totals([own]))
+            title = f"{name.replace('_', ' ')} {p.model} weight decay {p.weight_decay:g} seed {p.seed}"
+            wanted[title] = _Wanted(name, own, p.model_dump(), _totals([own]))
     single = {**single, "results": str(folder), "remedy_results": [str(folder)]}
     for name in _notebooks_of(results):
         wanted[name.replace("_", " ")] = _Wanted(name, folder, single, _totals(identity.finished_runs(folder)))
@@ -186,7 +187,3 @@ def _shown(points: Sequence[EvaluationParams]) -> list[EvaluationParams]:
         first = [p for p in points if p.model == model and p.seed == points[0].seed]
         shown += [min(first, key=lambda p: p.weight_decay), max(first, key=lambda p: p.weight_decay)]
     return list({p.run_id(): p for p in shown}.values())
-
-
-def _run_title(p: EvaluationParams, notebook: str) -> str:
-    return f"{notebook.replace('_', ' ')} {p.model} weight decay {p.weight_decay:g} seed {p.seed}"
