@@ -99,7 +99,7 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
     text, percentile = table[~is_separator], p.low_frequency_percentile
     by_block = _by_block(text, percentile, labels, losses)
     return Audit(
-        label=label or _short(name),
+        label=label or short_names([name])[0],
         facts=facts,
         totals={**metrics.totals(table), **_more_totals(table[is_separator], by_block, spelled, vocab_size)},
         bins=metrics.by_bin(text, predictions.calibration),
@@ -191,8 +191,9 @@ def audits(p: AuditParams) -> list[Audit]:
     if p.audited_model:
         named = list(dict.fromkeys(name for name in (p.audited_model, p.reference_model) if name))
         names = dict(zip(short_names(named), named, strict=True))
-    else:
-        names = {f"λ = {w:g}": str(_own_model(p, w)) for w in (0.5, 0.0)}
+    else:  # of `02_training` at its defaults but for λ
+        own = {f"λ = {w:g}": TrainingParams(weight_decay=w, runs_dir=p.runs_dir) for w in (0.5, 0.0)}
+        names = {label: str(runs.train(q) / "model") for label, q in own.items()}
     found = []
     with files.progress(names.items(), desc="auditing", unit="model") as bar:
         for label, name in bar:
@@ -209,12 +210,8 @@ def short_names(names: Sequence[str]) -> list[str]:
     >>> short_names(["runs/a/model", "gpt2", "runs/b/model"])
     ['model', 'gpt2', 'model (2)']
     """
-    short = [_short(name) for name in names]
+    short = [Path(name).name or name for name in names]
     return [s if (n := short[:i].count(s)) == 0 else f"{s} ({n + 1})" for i, s in enumerate(short)]
-
-
-def _short(name: str) -> str:
-    return Path(name).name or name
 
 
 def _resolved(name: str) -> str:
@@ -230,11 +227,6 @@ def _named(name: str) -> str:
     """A Hub id, or a folder's name without the paths of a machine; with its parent's where all are called alike."""
     path = Path(name)
     return path.name if path.exists() and path.name != "model" else "/".join(path.parts[-2:])
-
-
-def _own_model(p: AuditParams, weight_decay: float) -> Path:
-    """A model of `02_training` at its defaults and another λ, trained if it is not there."""
-    return runs.train(TrainingParams(weight_decay=weight_decay, runs_dir=p.runs_dir)) / "model"
 
 
 def read_counts(path: str | Path, vocab_size: int) -> np.ndarray:
