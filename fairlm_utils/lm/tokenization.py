@@ -557,11 +557,9 @@ def low_frequency_shares(
         counts = frequency.token_counts(encode(smaller, documents)[0], n_ids(smaller))
         seen = counts[counts > 0]
         limit = np.percentile(seen, 100 * share) if limit is None else limit
-        low = {
-            "low_frequency": 1 - frequency.types_to_cover(seen, share) / len(seen),
-            "below_percentile": float((seen <= limit).mean()),
-        }
-        rows.insert(0, {"vocab_size": size, "n_tokens": int(counts.sum()), **low})
+        low = 1 - frequency.types_to_cover(seen, share) / len(seen)
+        row = (size, int(counts.sum()), low, float((seen <= limit).mean()))
+        rows.insert(0, dict(zip(columns, row, strict=True)))
     files.write_json(cached, {"key": key, "rows": rows})
     return pd.DataFrame(rows, columns=columns)
 
