@@ -98,6 +98,8 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
     is_separator = table["token_id"] == tokenizer.eos_token_id
     text, percentile = table[~is_separator], p.low_frequency_percentile
     by_block = _by_block(text, percentile, labels, losses)
+    of_types = (*extremes(text), metrics.undertrained(table, list(norms)))
+    rarest, worst, undertrained = (types.assign(token=types["token"].map(repr)) for types in of_types)
     return Audit(
         label=label or short_names([name])[0],
         facts=facts,
@@ -110,13 +112,9 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
         table=table,
         by_block=by_block,
         occurrences=words,
-        **{
-            name: types.assign(token=types["token"].map(repr))
-            for name, types in (
-                *zip(("rarest", "worst"), extremes(text), strict=True),
-                ("undertrained", metrics.undertrained(table, list(norms))),
-            )
-        },
+        rarest=rarest,
+        worst=worst,
+        undertrained=undertrained,
     )
 
 
