@@ -184,6 +184,24 @@ def test_findings_say_harm_help_and_doubt():
     assert "low-frequency types lose" in harm and "rise faster" in harm and "gain" in gain and "do not rise" in gain
 
 
+def test_changes_of_groups_are_counted_beyond_seeds_and_the_largest_named():
+    intervals = {
+        "kind": ["word", "number", "other"],
+        "mean": [0.2, -0.5, 0.1],
+        "low": [0.1, -0.6, -0.1],
+        "high": [0.3, -0.4, 0.3],
+    }
+    changes = pd.DataFrame(intervals).assign(split="held-out")
+    assert comparisons.say_changes(changes, "kind") == [
+        "On held-out text the loss is beyond seed-to-seed variation lower in 1 of 3 kinds (most in number, -0.500 nats) and "
+        "higher in 1 of 3 kinds (most in word, +0.200 nats)"
+    ]
+    unmoved = changes.assign(low=-1.0, high=1.0).rename(columns={"kind": "frequency_class"})
+    assert comparisons.say_changes(unmoved, "frequency_class", "accuracy", "") == [
+        "On held-out text the accuracy is beyond seed-to-seed variation lower in 0 of 3 classes and higher in 0 of 3 classes"
+    ]
+
+
 def test_changes_at_a_weight_decay_stay_with_their_text():
     """Numbers of training and held-out text are never exchanged, whatever the order of rows."""
     rows = [

@@ -72,3 +72,14 @@ def test_the_committed_page_says_what_its_tables_say(experiment):
     title = summary._picture(results).to_dict()["title"]
     assert (title if isinstance(title, list) else title["text"]) == charts.headline(said[0])
     assert np.isfinite(pd.DataFrame(results.provenance["rates"])["loss"]).all()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "results").glob("*/README.md")), ids=lambda page: page.parent.name)
+def test_a_committed_page_is_what_the_code_writes_of_the_committed_tables(page):
+    text = page.read_text(encoding="utf-8")
+    if "make results PARAMS" not in text:
+        pytest.skip("a page written by hand or by a command of its own")
+    results = load_results(page.parent)
+    for section in summary.sections(results):
+        assert section in text, "python results/refresh.py writes it anew"
+    assert f"![{summary._picture(results).description}](" in text

@@ -38,7 +38,7 @@ def test_a_contrast_says_which_of_two_groups_moves_more(low, high, said):
 
 def test_what_seeds_leave_open_is_not_told_as_a_change():
     noisy = sentences.contrast(classes(0.4, 0.1, spread=1.0), "frequency_class", NAMES)
-    assert "rare types does not move beyond seeds and frequent ones does not move beyond seeds: +0.400" in noisy
+    assert "neither rare types nor frequent ones moves beyond seeds: +0.400" in noisy
     one = sentences.contrast(classes(0.4, 0.1, spread=1.0, seeds=1), "frequency_class", NAMES)
     assert "rises" not in noisy and "falls" in one, "one seed has no interval: its values are told"
     assert one.endswith("(λ 0 → 0.5, 1 seed)")
@@ -114,6 +114,26 @@ def test_tokens_are_counted_and_the_most_hurt_is_named():
     said = sentences.tokens(table)
     assert (
         said == "The training loss of 2 of 2 types rises with λ = 0.5; most that of ' b' (seen 2,000 times, +2.00 nats)"
+    )
+
+
+def test_confidence_is_compared_with_accuracy_over_tokens_and_seeds():
+    rows = [
+        ("low", 0.0, 0, 30, 0.9, 0.5),
+        ("low", 0.0, 0, 10, 0.1, 0.1),  # 30 of 40 tokens are 40 points too sure
+        ("low", 0.0, 1, 40, 0.5, 0.4),  # another seed by 10
+        ("low", 1.0, 0, 40, 0.5, 0.4),
+        ("low", 1.0, 1, 40, 0.4, 0.3),
+        ("high", 0.0, 0, 40, 0.3, 0.5),
+        ("high", 0.0, 1, 40, 0.3, 0.5),
+        ("high", 1.0, 0, 40, 0.5, 0.4),
+        ("high", 1.0, 1, 40, 0.5, 0.4),
+    ]
+    names = ["frequency_class", "weight_decay", "seed", "n_tokens", "confidence", "accuracy"]
+    assert sentences.calibration(pd.DataFrame(rows, columns=names).assign(split="held-out")) == (
+        "On held-out text the confidence in low-frequency targets is above their accuracy (+20.0 points at λ = 0, +10.0 "
+        "points at λ = 1); on held-out text the confidence in high-frequency targets is now above and now below their "
+        "accuracy (-20.0 points at λ = 0, +10.0 points at λ = 1)"
     )
 
 

@@ -17,6 +17,8 @@ import pandas as pd
 from fairlm_utils import frequency
 from fairlm_utils.analysis import claims, metrics, scale
 
+#: What to call the loss of the two frequency classes.
+CLASSES = {"low": "the loss of rare types", "high": "that of frequent ones"}
 _MOVES = {-1: "falls", 0: "does not move beyond seeds", 1: "rises"}
 _MORE = {-1: "less than", 0: "as much as", 1: "more than"}
 
@@ -54,11 +56,14 @@ def contrast(
     for (model, split), own in changed.groupby(["model", "split"], sort=False):
         a, b = (own[own[group] == name].set_index("seed")["difference"] for name in names)
         does, also = _MOVES[_sign(a)], _MOVES[_sign(b)]
-        said = (
-            f"and {other} {also}" if does != also or does == _MOVES[0] else f"{_MORE[_sign(a.abs() - b.abs())]} {other}"
-        )
+        if does == also == _MOVES[0]:
+            said = f"neither {one} nor {other} moves beyond seeds"
+        elif does != also:
+            said = f"{one} {does} and {other} {also}"
+        else:
+            said = f"{one} {does} {_MORE[_sign(a.abs() - b.abs())]} {other}"
         where = "" if frame["model"].nunique() == 1 else f"{model} "
-        parts.append(f"{where}on {split} text {one} {does} {said}: {a.mean():+.3f} against {b.mean():+.3f}{unit}")
+        parts.append(f"{where}on {split} text {said}: {a.mean():+.3f} against {b.mean():+.3f}{unit}")
     if not parts:
         return "No λ above 0 and up to 1 was run, to be compared with λ = 0"
     return capital(f"{'; '.join(parts)} (λ 0 → {at:g}, {(n := frame['seed'].nunique())} seed{'s' * (n > 1)})")
@@ -89,6 +94,24 @@ def levels(bins: pd.DataFrame, value: str, what: str, unit: str = "") -> str:
             for split in bins["split"].unique()
         )
     )
+
+
+def calibration(reliability: pd.DataFrame) -> str:
+    """Whether targets of each class are predicted with more confidence than accuracy, a part per text and class.
+
+    The difference of the two means over tokens, in points, at each λ of the table; means over seeds.
+    """
+    keys = ["split", "frequency_class", "weight_decay", "seed"]
+    summed = reliability.assign(gap=reliability["n_tokens"] * (reliability["confidence"] - reliability["accuracy"]))
+    totals = summed.groupby(keys, sort=False)[["gap", "n_tokens"]].sum()
+    gaps = 100 * (totals["gap"] / totals["n_tokens"]).groupby(keys[:3], sort=False).mean()
+    parts = []
+    for (split, name), own in gaps.groupby(keys[:2], sort=False):
+        by_decay = own.droplevel(keys[:2])
+        side = "above" if (own > 0).all() else "below" if (own < 0).all() else "now above and now below"
+        said = ", ".join(f"{gap:+.1f} points at λ = {weight_decay:g}" for weight_decay, gap in by_decay.items())
+        parts.append(f"on {split} text the confidence in {name}-frequency targets is {side} their accuracy ({said})")
+    return capital("; ".join(parts))
 
 
 def half_learnt(curves: pd.DataFrame, chance: float) -> str:

@@ -190,7 +190,7 @@ def audits(p: AuditParams) -> list[Audit]:
         named = list(dict.fromkeys(name for name in (p.audited_model, p.reference_model) if name))
         names = dict(zip(short_names(named), named, strict=True))
     else:  # of `02_training` at its defaults but for λ
-        own = {f"λ = {w:g}": TrainingParams(weight_decay=w, runs_dir=p.runs_dir) for w in (0.5, 0.0)}
+        own = {f"λ = {w:g}": TrainingParams(weight_decay=w, runs_dir=p.runs_dir) for w in (0.3, 0.0)}
         names = {label: str(runs.train(q) / "model") for label, q in own.items()}
     found = []
     with files.progress(names.items(), desc="auditing", unit="model") as bar:

@@ -107,16 +107,12 @@ def _picture(results: Results) -> Any:
 def save(results: Results, folder: Path, command: str) -> None:
     """The small tables for committing, with a page that shows them and the figure of loss by frequency, or of the answer."""
     kept, made = _kept(results), f"Made by `{command}`"
-    file = "remedies.png" if has_remedies(results) else "loss_by_frequency.png"
     if answer := _answer(kept):
         write_results(_thinned(kept), folder, command)
-        file = "answer.png"
         stacked = command.replace("make results PARAMS=", "python -m fairlm_utils stack ")
         made = f"Made by `{stacked}` on one GPU, or on cores by the next alone, then `{command}`"
     else:
         write_results(results, folder, command)
-    chart = _picture(kept)
-    picture, *_ = charts.png(chart)
     lines = [
         f"# {results.params['experiment']}",
         f"{made} at commit {', '.join(results.provenance['git_commits'])}.",
@@ -124,12 +120,26 @@ def save(results: Results, folder: Path, command: str) -> None:
         *(["\n".join(f"- {sentence}" for sentence in answer)] if answer else []),
         "Losses in nats; intervals are 95 % Student-t intervals over seeds, claims and changes mean ± half of one; other ± are "
         "standard deviations over seeds.",
-        f"![{chart.description}]({file})",
+        save_picture(kept, folder),
+        *sections(results),
     ]
-    lines += [f"## {title}\n\n{markdown(table)}" for title, table in _tables(results).items()]
-    for name, content in {file: picture, "README.md": ("\n\n".join(lines) + "\n").encode()}.items():
-        with files.atomic_path(folder / name) as temporary:
-            temporary.write_bytes(content)
+    with files.atomic_path(folder / "README.md") as temporary:
+        temporary.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def sections(results: Results) -> list[str]:
+    """The tables of an experiment's page in Markdown, each under its heading."""
+    return [f"## {title}\n\n{markdown(_narrow(table))}" for title, table in _tables(results).items()]
+
+
+def save_picture(results: Results, folder: Path) -> str:
+    """Draw an experiment's figure into a folder; the line of its page that shows it."""
+    name = "remedies.png" if has_remedies(results) else "answer.png" if _answer(results) else "loss_by_frequency.png"
+    chart = _picture(results)
+    picture, *_ = charts.png(chart)
+    with files.atomic_path(folder / name) as temporary:
+        temporary.write_bytes(picture)
+    return f"![{chart.description}]({name})"
 
 
 def _thinned(results: Results) -> Results:
@@ -160,7 +170,7 @@ def conclude(file: str | Path, folder: Path, results: Results, done: Mapping[str
 
 def _for_page(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Tables as they fit a page: claims and verdicts with what explains them, an interval beside its mean."""
-    narrow = {name: _with_intervals(_without_common(table)) for name, table in tables.items()}
+    narrow = {name: _narrow(table) for name, table in tables.items()}
     if "Claims" in tables:
         said = tables["Claims"]
         columns = {
@@ -178,8 +188,9 @@ def _without_common(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=[c for c in ("model", "n_seeds") if c in table and table[c].nunique() == 1])
 
 
-def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
-    table = table.copy()
+def _narrow(table: pd.DataFrame) -> pd.DataFrame:
+    """A table without what the line of its scale says of all rows, and with each interval beside its mean."""
+    table = _without_common(table)
     for name in [c.removesuffix("_low") for c in table if str(c).endswith("_low") and c.removesuffix("_low") in table]:
         bounds = table[[name, f"{name}_low", f"{name}_high"]]
         table[name] = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in bounds.itertuples(index=False)]

@@ -1,0 +1,30 @@
+"""Write the tables and figures of all pages of this folder anew from the committed tables, after a change of how they are shown.
+
+`python results/refresh.py`; no run is needed. Of a page, what is not such a table or figure stays.
+"""
+
+import re
+
+from fairlm_utils import files
+from fairlm_utils.analysis.results import load_results
+from fairlm_utils.experiment import summary
+
+
+def refresh() -> None:
+    """Replace, in each page that `make results` made, the figure and the sections that `summary` writes."""
+    for page in sorted((files.PROJECT / "results").glob("*/README.md")):
+        text = page.read_text(encoding="utf-8")
+        if "then `make results" not in text and "Made by `make results" not in text:
+            continue
+        results = load_results(page.parent)
+        for section in summary.sections(results):
+            heading = re.escape(section.splitlines()[0])
+            text = re.sub(rf"{heading}\n\n.*?(?=\n\n## |\n\Z)", lambda _, new=section: new, text, flags=re.DOTALL)
+        shown = summary.save_picture(results, page.parent)
+        text = re.sub(r"^!\[.*\]\(.*\.png\)$", lambda _, new=shown: new, text, flags=re.MULTILINE)
+        with files.atomic_path(page) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    refresh()
