@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import re
-import types
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_origin
@@ -65,7 +65,14 @@ def _path_name(name: str) -> str:
 
 #: A name that may be that of a file or folder: `~` is the home folder, in an experiment file as in a shell.
 PathName = Annotated[str, AfterValidator(_path_name)]
-PathNames = Annotated[list[str], AfterValidator(lambda names: [_path_name(name) for name in names])]
+#: One that must be given, or several.
+GivenPath = Annotated[str, Field(min_length=1), AfterValidator(_path_name)]
+PathNames = Annotated[list[str], Field(min_length=1), AfterValidator(lambda names: list(map(_path_name, names)))]
+
+
+def _param(default: Any, description: str, **bounds: Any) -> Any:
+    """A field of a class of parameters; its description is the comment in a notebook's parameters cell."""
+    return Field(default, description=description, **bounds)
 
 
 class ParameterError(files.UserError, ValueError):
@@ -109,54 +116,44 @@ class Parameters(BaseModel):
         notebook, so that a misspelt key, which papermill only logs, is an error. Parameters of other notebooks are
         ignored: one experiment file serves all notebooks.
         """
+        others = {"In", "Out"} | ALL_FIELDS.keys() - cls.model_fields.keys()
         assigned = {
             name: value
             for name, value in namespace.items()
-            if not name.startswith("_")
-            and name not in ("In", "Out")
-            and isinstance(value, bool | int | float | str | list | dict | types.NoneType)
+            if not name.startswith("_") and name not in others
+            if isinstance(value, bool | int | float | str | list | dict | None)
         }
-        elsewhere = ALL_FIELDS.keys() - cls.model_fields.keys()
-        return cls.check(
-            {k: v for k, v in assigned.items() if k not in elsewhere}, source=f"{cls.__name__} of this notebook"
-        )
+        return cls.check(assigned, source=f"{cls.__name__} of this notebook")
 
 
 class CorpusParams(Parameters):
     """Which documents."""
 
-    corpus: PathName = Field(
-        "python-docs", description="python-docs, imdb, imdb-xl, a Hub data set id, or a local folder or file"
+    corpus: PathName = _param("python-docs", "python-docs, imdb, imdb-xl, a Hub data set id, or a local folder or file")
+    corpus_path: PathName = _param("", "local copy of a named corpus; empty reads it from the Hub")
+    text_column: str = _param("text", "column that holds a document's text")
+    txt_documents: Literal["auto", "file", "paragraph", "line"] = _param(
+        "auto", "what a document of .txt is, auto takes whole files if there are several, else paragraphs or lines"
     )
-    corpus_path: PathName = Field("", description="local copy of a named corpus; empty reads it from the Hub")
-    text_column: str = Field("text", description="column that holds a document's text")
-    txt_documents: Literal["auto", "file", "paragraph", "line"] = Field(
-        "auto",
-        description="what a document of .txt is, auto takes whole files if there are several, else paragraphs or lines",
-    )
-    max_documents: int = Field(0, ge=0, description="documents kept of each split, 0 keeps all")
-    heldout_fraction: float = Field(
-        0.1, gt=0, lt=1, description="share of documents held out if the corpus has no test split"
-    )
-    data_seed: int = Field(0, ge=0, description="seed of the document order and of a split made here")
+    max_documents: int = _param(0, "documents kept of each split, 0 keeps all", ge=0)
+    heldout_fraction: float = _param(0.1, "share of documents held out if the corpus has no test split", gt=0, lt=1)
+    data_seed: int = _param(0, "seed of the document order and of a split made here", ge=0)
 
 
 class TokenizationParams(CorpusParams):
     """Parameters of `01_tokenization`."""
 
-    tokenizer: PathName = Field(
-        "bpe", description="bpe trains one on the corpus; else a Hub id or folder of a pre-trained one"
+    tokenizer: PathName = _param("bpe", "bpe trains one on the corpus; else a Hub id or folder of a pre-trained one")
+    vocab_size: int = _param(4096, "types a trained BPE learns, to which 5 special tokens are added", ge=1)
+    pre_tokenizer: Literal["byte-level", "whitespace-punctuation"] = _param(
+        "byte-level", "byte-level, or whitespace-punctuation"
     )
-    vocab_size: int = Field(4096, ge=1, description="types a trained BPE learns, to which 5 special tokens are added")
-    pre_tokenizer: Literal["byte-level", "whitespace-punctuation"] = Field(
-        "byte-level", description="byte-level, or whitespace-punctuation"
+    lowercase: bool = _param(False, "a trained BPE lower-cases its text first, as the paper's example shows")
+    bos: Bos = _param("auto", "documents begin with the BOS token, auto as the tokenizer's own rule has it")
+    low_frequency_percentile: float = _param(
+        95.0, "types at or below this percentile of the counts are low-frequency", gt=0, lt=100
     )
-    lowercase: bool = Field(False, description="a trained BPE lower-cases its text first, as the paper's example shows")
-    bos: Bos = Field("auto", description="documents begin with the BOS token, auto as the tokenizer's own rule has it")
-    low_frequency_percentile: float = Field(
-        95.0, gt=0, lt=100, description="types at or below this percentile of the counts are low-frequency"
-    )
-    runs_dir: PathName = Field("runs", min_length=1, description="folder of everything generated")
+    runs_dir: GivenPath = _param("runs", "folder of everything generated")
 
     @model_validator(mode="after")
     def _vocabulary_holds_the_bytes(self) -> Self:
@@ -170,95 +167,74 @@ class TokenizationParams(CorpusParams):
 class TrainingParams(TokenizationParams):
     """Parameters of `02_training`."""
 
-    experiment: str = Field(
-        "quick",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        max_length=200,
-        description="name of the experiment, a folder of runs_dir",
+    experiment: str = _param(
+        "quick", "name of the experiment, a folder of runs_dir", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200
     )
-    context: int = Field(64, ge=2, description="tokens per block")
-    packing: bool = Field(
-        True, description="documents joined and cut into full blocks; False takes the first block of each document"
+    context: int = _param(64, "tokens per block", ge=2)
+    packing: bool = _param(
+        True, "documents joined and cut into full blocks; False takes the first block of each document"
     )
-    max_train_blocks: int = Field(800, ge=0, description="training blocks, 0 takes all")
-    max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")
-    model: PathName = Field(
-        "qwen2-tiny", description="a name of fairlm_utils.lm.models.REGISTRY, a config JSON file, or a Hub id"
+    max_train_blocks: int = _param(800, "training blocks, 0 takes all", ge=0)
+    max_heldout_blocks: int = _param(192, "held-out blocks evaluated, 0 takes all", ge=0)
+    model: PathName = _param("qwen2-tiny", "a name of fairlm_utils.lm.models.REGISTRY, a config JSON file, or a Hub id")
+    weight_decay: float = _param(0.3, "AdamW decoupled weight decay λ", ge=0)
+    decayed_parameters: DecayedParameters = _param(
+        "all", "what λ acts on: all, matrices, no-embedding, no-embedding-nor-norms, embedding, head or norms"
     )
-    weight_decay: float = Field(0.3, ge=0, description="AdamW decoupled weight decay λ")
-    decayed_parameters: DecayedParameters = Field(
-        "all",
-        description="what λ acts on: all, matrices, no-embedding, no-embedding-nor-norms, embedding, head or norms",
-    )
-    embedding_decay: Literal["uniform", "when-seen", "lazy", "frequency"] = Field(
+    embedding_decay: Literal["uniform", "when-seen", "lazy", "frequency"] = _param(
         "uniform",
-        description="rows of embedding and head decay alike, when their token occurs, then by all owed (lazy), or by frequency",
+        "rows of embedding and head decay alike, when their token occurs, then by all owed (lazy), or by frequency",
     )
-    frequency_exponent: float = Field(
-        1.0, ge=0, description="γ of embedding_decay frequency, a row decays by λ·min(1, n_v/n_95)^γ"
+    frequency_exponent: float = _param(
+        1.0, "γ of embedding_decay frequency, a row decays by λ·min(1, n_v/n_95)^γ", ge=0
     )
-    weight_decay_form: Literal["decoupled", "cautious", "l2"] = Field(
-        "decoupled",
-        description="decoupled as in AdamW, cautious only where the update agrees in sign, or l2 as a term of the loss",
+    weight_decay_form: Literal["decoupled", "cautious", "l2"] = _param(
+        "decoupled", "decoupled as in AdamW, cautious only where the update agrees in sign, or l2 as a term of the loss"
     )
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="adamw, or muon for the matrices of the layers and AdamW for the rest"
+    optimizer: Literal["adamw", "muon"] = _param(
+        "adamw", "adamw, or muon for the matrices of the layers and AdamW for the rest"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of embeddings and of what each layer's parts add")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the vocabulary")
-    loss_weight_exponent: float = Field(
-        0.0, ge=0, le=1, description="loss weighted by n_v to minus this, 0.5 square-root-balanced, 1 token-balanced"
+    dropout: float = _param(0.0, "dropout of embeddings and of what each layer's parts add", ge=0, lt=1)
+    label_smoothing: float = _param(0.0, "share of the target spread over the vocabulary", ge=0, lt=1)
+    loss_weight_exponent: float = _param(
+        0.0, "loss weighted by n_v to minus this, 0.5 square-root-balanced, 1 token-balanced", ge=0, le=1
     )
-    logit_adjustment: float = Field(0.0, ge=0, description="τ of logit adjustment, τ·log frequency added in training")
-    variant: str = Field("", description="name of a variant of an experiment file, a label without effect")
-    learning_rate: float = Field(2e-3, gt=0, description="peak AdamW learning rate")
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="learning rate after warm-up, linear and cosine fall to 0"
+    logit_adjustment: float = _param(0.0, "τ of logit adjustment, τ·log frequency added in training", ge=0)
+    variant: str = _param("", "name of a variant of an experiment file, a label without effect")
+    learning_rate: float = _param(2e-3, "peak AdamW learning rate", gt=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = _param(
+        "linear", "learning rate after warm-up, linear and cosine fall to 0"
     )
-    warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW β1")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW β2")
-    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW ε")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is clipped to this, 0 does not clip")
-    steps: int = Field(400, ge=1, description="optimiser steps")
-    batch_size: int = Field(16, ge=1, description="blocks per step, over all devices, before accumulation")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="batches summed into one step")
-    window_steps: int = Field(36, ge=1, description="steps a window of the recorded learning curves")
-    checkpoint_steps: int = Field(
-        200, ge=1, description="steps between checkpoints, from which an interrupted run continues"
+    warmup_steps: int = _param(20, "steps of linear warm-up", ge=0)
+    adam_beta1: float = _param(0.9, "AdamW β1", ge=0, lt=1)
+    adam_beta2: float = _param(0.999, "AdamW β2", ge=0, lt=1)
+    adam_epsilon: float = _param(1e-8, "AdamW ε", gt=0)
+    max_grad_norm: float = _param(1.0, "gradient norm is clipped to this, 0 does not clip", ge=0)
+    steps: int = _param(400, "optimiser steps", ge=1)
+    batch_size: int = _param(16, "blocks per step, over all devices, before accumulation", ge=1)
+    gradient_accumulation_steps: int = _param(1, "batches summed into one step", ge=1)
+    window_steps: int = _param(36, "steps a window of the recorded learning curves", ge=1)
+    checkpoint_steps: int = _param(200, "steps between checkpoints, from which an interrupted run continues", ge=1)
+    dtype: Literal["float32", "bfloat16"] = _param("float32", "bfloat16 is autocast over float32 parameters")
+    torch_compile: Literal["none", "default", "reduce-overhead"] = _param(
+        "none", "torch.compile of the model's layers in this mode, reduce-overhead takes CUDA graphs"
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 parameters")
-    torch_compile: Literal["none", "default", "reduce-overhead"] = Field(
-        "none", description="torch.compile of the model's layers in this mode, reduce-overhead takes CUDA graphs"
+    device: Literal["auto", "cpu", "cuda"] = _param("auto", "auto takes a GPU if there is one")
+    sharded: bool = _param(
+        False, "shard a model over the processes of torchrun (FSDP) that is too large for one device"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
-    sharded: bool = Field(
-        False, description="shard a model over the processes of torchrun (FSDP) that is too large for one device"
-    )
-    n_threads: int = Field(1, ge=1, description="CPU threads of a run, part of what makes results repeat bit for bit")
-    seed: int = Field(0, ge=0, description="seed of the initialisation and of the batch order")
+    n_threads: int = _param(1, "CPU threads of a run, part of what makes results repeat bit for bit", ge=1)
+    seed: int = _param(0, "seed of the initialisation and of the batch order", ge=0)
 
     #: Fields that change where or how often a run writes, not its results: left out of its identity.
     NOT_IN_RUN_ID: ClassVar[frozenset[str]] = frozenset(
         {"experiment", "runs_dir", "corpus_path", "checkpoint_steps", "device", "sharded", "variant"}
     )
     #: Fields added later: left out of the identity at their defaults, so that earlier runs keep their names.
-    OMITTED_AT_DEFAULT: ClassVar[frozenset[str]] = frozenset(
-        {
-            "bos",
-            "embedding_decay",
-            "frequency_exponent",
-            "weight_decay_form",
-            "optimizer",
-            "dropout",
-            "label_smoothing",
-            "loss_weight_exponent",
-            "logit_adjustment",
-            "torch_compile",
-            "lowercase",
-            "txt_documents",
-        }
-    )
+    OMITTED_AT_DEFAULT: ClassVar[frozenset[str]] = frozenset({
+        "bos", "embedding_decay", "frequency_exponent", "weight_decay_form", "optimizer", "dropout", "label_smoothing",
+        "loss_weight_exponent", "logit_adjustment", "torch_compile", "lowercase", "txt_documents",
+    })  # fmt: skip
 
     @field_validator("experiment")
     @classmethod
@@ -280,13 +256,12 @@ class TrainingParams(TokenizationParams):
 
     @model_validator(mode="after")
     def _decay_is_possible(self) -> Self:
-        if self.embedding_decay != "uniform" and self.sharded:
+        by_row, decoupled = self.embedding_decay != "uniform", self.weight_decay_form == "decoupled"
+        if by_row and self.sharded:
             raise ValueError("embedding_decay: needs whole rows of the embedding; set uniform or sharded: false")
-        if self.embedding_decay != "uniform" and self.weight_decay_form != "decoupled":
+        if by_row and not decoupled:
             raise ValueError("embedding_decay: is a decoupled decay; set weight_decay_form: decoupled")
-        if self.optimizer == "muon" and (
-            self.sharded or self.embedding_decay != "uniform" or self.weight_decay_form != "decoupled"
-        ):
+        if self.optimizer == "muon" and (self.sharded or by_row or not decoupled):
             raise ValueError(
                 "optimizer: muon takes whole matrices and plain decoupled decay; set sharded: false, embedding_decay: uniform "
                 "and weight_decay_form: decoupled, or optimizer: adamw"
@@ -297,9 +272,7 @@ class TrainingParams(TokenizationParams):
         """The parameters that determine the results of a run."""
         fields = TrainingParams.model_fields
         at_default = {name for name in self.OMITTED_AT_DEFAULT if getattr(self, name) == fields[name].default}
-        return self.model_dump(
-            exclude=set(self.NOT_IN_RUN_ID) | at_default | (type(self).model_fields.keys() - fields.keys())
-        )
+        return self.model_dump(include=fields.keys() - self.NOT_IN_RUN_ID - at_default)
 
     def run_id(self) -> str:
         """Name of the run's folder: model, λ, seed and a digest of all parameters that determine its results."""
@@ -310,13 +283,12 @@ class TrainingParams(TokenizationParams):
 class EvaluationParams(TrainingParams):
     """Parameters of `03_evaluation`."""
 
-    eval_batch_size: int = Field(64, ge=1, description="blocks a batch in evaluation, without effect on the results")
-    max_evaluated_train_blocks: int = Field(
-        0, ge=0, description="training blocks evaluated, the first of them, 0 takes all; n_v always counts all"
+    eval_batch_size: int = _param(64, "blocks a batch in evaluation, without effect on the results", ge=1)
+    max_evaluated_train_blocks: int = _param(
+        0, "training blocks evaluated, the first of them, 0 takes all; n_v always counts all", ge=0
     )
-    by_word: bool = Field(
-        False,
-        description="also the loss by word, comparable across tokenizers; packed blocks, ids that give the text back",
+    by_word: bool = _param(
+        False, "also the loss by word, comparable across tokenizers; packed blocks, ids that give the text back"
     )
 
     @model_validator(mode="after")
@@ -329,95 +301,74 @@ class EvaluationParams(TrainingParams):
 class FiguresParams(Parameters):
     """Parameters of `04_figures`."""
 
-    results: PathName = Field(
-        "results/ladder-1029",
-        min_length=1,
-        description="folder of result tables, or runs/EXPERIMENT with finished runs",
-    )
-    confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
+    results: GivenPath = _param("results/ladder-1029", "folder of result tables, or runs/EXPERIMENT with finished runs")
+    confidence: float = _param(0.95, "level of the intervals over seeds, Student t", gt=0, lt=1)
 
 
 class TheoryParams(FiguresParams):
     """Parameters of `05_theory`."""
 
-    theory_counts: list[int] = Field(
-        [100, 50, 20, 10, 4, 1], min_length=2, description="samples n_k of each class of the checked problem"
+    theory_counts: list[int] = _param(
+        [100, 50, 20, 10, 4, 1], "samples n_k of each class of the checked problem", min_length=2
     )
-    theory_weight_decay: float = Field(1e-3, gt=0, description="λ_W and λ_H of the checked problem")
-    theory_dim: int = Field(
-        8, ge=2, description="feature dimension d of the checked problem, at least the number of classes"
-    )
+    theory_weight_decay: float = _param(1e-3, "λ_W and λ_H of the checked problem", gt=0)
+    theory_dim: int = _param(8, "feature dimension d of the checked problem, at least the number of classes", ge=2)
 
 
 class GeneralizationParams(Parameters):
     """Parameters of `06_generalization`."""
 
-    map_table: PathName = Field(
-        "results/map/map.csv",
-        min_length=1,
-        description="losses of every run of the map, see fairlm_utils.analysis.forgone",
+    map_table: GivenPath = _param(
+        "results/map/map.csv", "losses of every run of the map, see fairlm_utils.analysis.forgone"
     )
-    best_results: PathName = Field(
-        "results/map", min_length=1, description="results of the setting of the lowest held-out loss, at every λ"
-    )
-    language_results: PathName = Field("results/languages", min_length=1, description="results by language")
-    tokenizer_results: PathName = Field("results/tokenizers", min_length=1, description="results by tokenizer")
-    memorising: PathName = Field(
-        "results/lambda-memorising", min_length=1, description="results of runs that see each block many times"
-    )
-    onepass: PathName = Field(
-        "results/lambda-onepass", min_length=1, description="results of runs that see each block once"
-    )
-    confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
+    best_results: GivenPath = _param("results/map", "results of the setting of the lowest held-out loss, at every λ")
+    language_results: GivenPath = _param("results/languages", "results by language")
+    tokenizer_results: GivenPath = _param("results/tokenizers", "results by tokenizer")
+    memorising: GivenPath = _param("results/lambda-memorising", "results of runs that see each block many times")
+    onepass: GivenPath = _param("results/lambda-onepass", "results of runs that see each block once")
+    confidence: float = _param(0.95, "level of the intervals over seeds, Student t", gt=0, lt=1)
 
 
 class RemediesParams(Parameters):
     """Parameters of `07_remedies`."""
 
-    remedy_results: PathNames = Field(
+    remedy_results: PathNames = _param(
         ["results/remedies-regime", "results/remedies-memorising", "results/remedies-onepass"],
-        min_length=1,
-        description="results of experiments with variants, one per regime",
+        "results of experiments with variants, one per regime",
     )
-    confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
+    confidence: float = _param(0.95, "level of the intervals over seeds, Student t", gt=0, lt=1)
 
 
 class AuditParams(CorpusParams):
     """Parameters of `08_audit`."""
 
-    audited_model: PathName = Field(
-        "", description="Hub id or local folder of a causal LM; empty audits two models of 02_training"
+    audited_model: PathName = _param(
+        "", "Hub id or local folder of a causal LM; empty audits two models of 02_training"
     )
-    reference_model: PathName = Field("", description="a second model to compare with, empty for none")
-    counts_file: PathName = Field(
-        "", description="CSV or Parquet with columns token_id and count; empty counts the training documents"
+    reference_model: PathName = _param("", "a second model to compare with, empty for none")
+    counts_file: PathName = _param(
+        "", "CSV or Parquet with columns token_id and count; empty counts the training documents"
     )
-    tables_folder: PathName = Field("", description="tables of an earlier audit to show; empty makes the audit")
-    map_gains: PathName = Field(
-        "results/map/gains.csv", min_length=1, description="gains of models of known regimes, to show a model beside"
+    tables_folder: PathName = _param("", "tables of an earlier audit to show; empty makes the audit")
+    map_gains: GivenPath = _param("results/map/gains.csv", "gains of models of known regimes, to show a model beside")
+    bos: Bos = _param("auto", "documents begin with the BOS token, auto as the tokenizer's own rule has it")
+    context: int = _param(64, "tokens per block", ge=2)
+    max_heldout_blocks: int = _param(192, "held-out blocks evaluated, 0 takes all", ge=0)
+    low_frequency_percentile: float = _param(
+        95.0, "types at or below this percentile of the counts are low-frequency", gt=0, lt=100
     )
-    bos: Bos = Field("auto", description="documents begin with the BOS token, auto as the tokenizer's own rule has it")
-    context: int = Field(64, ge=2, description="tokens per block")
-    max_heldout_blocks: int = Field(192, ge=0, description="held-out blocks evaluated, 0 takes all")
-    low_frequency_percentile: float = Field(
-        95.0, gt=0, lt=100, description="types at or below this percentile of the counts are low-frequency"
-    )
-    eval_batch_size: int = Field(
-        8, ge=1, description="blocks a batch; memory grows with this times context times vocabulary"
-    )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over float32 parameters")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
-    n_threads: int = Field(1, ge=1, description="CPU threads")
-    runs_dir: PathName = Field("runs", min_length=1, description="folder of everything generated")
+    eval_batch_size: int = _param(8, "blocks a batch; memory grows with this times context times vocabulary", ge=1)
+    dtype: Literal["float32", "bfloat16"] = _param("float32", "bfloat16 is autocast over float32 parameters")
+    device: Literal["auto", "cpu", "cuda"] = _param("auto", "auto takes a GPU if there is one")
+    n_threads: int = _param(1, "CPU threads", ge=1)
+    runs_dir: GivenPath = _param("runs", "folder of everything generated")
 
 
 class ScaleParams(Parameters):
     """Parameters of `09_scale`."""
 
-    layout: PathName = Field(
-        "results/paper-layout", min_length=1, description="tables of the paper's tokenizer, sequences and counts"
-    )
-    ladder: PathNames = Field(
+    layout: GivenPath = _param("results/paper-layout", "tables of the paper's tokenizer, sequences and counts")
+    ladder: PathNames = _param(
         [
             "results/ladder-1029",
             "results/ladder-4101",
@@ -426,24 +377,18 @@ class ScaleParams(Parameters):
             "results/lambda-memorising",
             "results/imdb-small",
         ],
-        min_length=1,
-        description="results at several sizes, of which those predict that were memorised",
+        "results at several sizes, of which those predict that were memorised",
     )
-    effects: PathName = Field(
-        "results/effects", min_length=1, description="results of variants from far above the floor to near it"
+    effects: GivenPath = _param("results/effects", "results of variants from far above the floor to near it")
+    memorised: GivenPath = _param(
+        "results/ladder-1029", "results on the same counts, memorised, where all parameters decay"
     )
-    memorised: PathName = Field(
-        "results/ladder-1029",
-        min_length=1,
-        description="results on the same counts, memorised, where all parameters decay",
-    )
-    variations: PathName = Field(
+    variations: GivenPath = _param(
         "results/ladder-1029-variants",
-        min_length=1,
-        description="results of variants on the same counts: architecture, width, depth, epochs; matrices, what today's Trainer decays",
+        "results of variants on the same counts: architecture, width, depth, epochs; matrices, what today's Trainer decays",
     )
-    effects_weight_decay: float = Field(0.3, gt=0, description="λ compared with none where effects are told apart")
-    confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals over seeds, Student t")
+    effects_weight_decay: float = _param(0.3, "λ compared with none where effects are told apart", gt=0)
+    confidence: float = _param(0.95, "level of the intervals over seeds, Student t", gt=0, lt=1)
 
 
 #: Notebook (its file's stem) and the class of its parameters.
@@ -494,9 +439,9 @@ def read(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> dict[st
 
 def overridden(overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """What `-p NAME VALUE` on a command line set. Raises ParameterError for a name given twice and what is not YAML."""
-    given = [name for name, _ in overrides]
-    if repeated := sorted({name for name in given if given.count(name) > 1}):
-        raise ParameterError(f"-p {repeated[0]}: is given {given.count(repeated[0])} times; keep one")
+    given = Counter(name for name, _ in overrides)
+    if repeated := sorted(name for name, n in given.items() if n > 1):
+        raise ParameterError(f"-p {repeated[0]}: is given {given[repeated[0]]} times; keep one")
     return {name: parse(value, f"-p {name}") for name, value in overrides}
 
 
@@ -551,12 +496,11 @@ def _check_values(value: Any, source: str) -> None:
     """Raise ParameterError for a key that is not text, and a whole number so large that Python refuses to print it."""
     if isinstance(value, int) and abs(value) >= 2**63:
         raise ParameterError(f"{source}: holds a whole number beyond 64 bits")
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise ParameterError(
-                    f"{source}: is not YAML of a flat mapping `parameter: value`, whose keys are text: put {key!r} in quotes"
-                )
+    for key in value if isinstance(value, dict) else ():
+        if not isinstance(key, str):
+            raise ParameterError(
+                f"{source}: is not YAML of a flat mapping `parameter: value`, whose keys are text: put {key!r} in quotes"
+            )
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ():
         _check_values(inner, source)
 
@@ -571,11 +515,8 @@ def expand(values: Mapping[str, Any], source: str = "parameters") -> list[Evalua
     variants = values.pop(VARIANTS, {"": {}})
     if not isinstance(variants, Mapping) or not all(isinstance(v, Mapping) for v in variants.values()) or not variants:
         raise ParameterError(f"{source}: 1 problem(s)\n  - variants: must map names to parameters and their values")
-    problems: list[str] = []
-    unknown = [
-        name for name in {**values, **{k: v for d in variants.values() for k, v in d.items()}} if name not in ALL_FIELDS
-    ]
-    problems += [f"  - {_unknown(name, ALL_FIELDS)}" for name in unknown]
+    named = itertools.chain(values, *variants.values())
+    problems = [f"  - {_unknown(name)}" for name in named if name not in ALL_FIELDS]
     for cls in NOTEBOOKS.values():
         if not issubclass(cls, TokenizationParams):
             problems += _problems(
@@ -595,9 +536,8 @@ def expand(values: Mapping[str, Any], source: str = "parameters") -> list[Evalua
         unique = list(dict.fromkeys(problems))
         raise ParameterError(f"{source}: {len(unique)} problem(s)\n" + "\n".join(unique))
     runs = [EvaluationParams.check(point, source) for point in points]
-    ids = [run.run_id() for run in runs]
-    if len(set(ids)) < len(ids):
-        repeated = sorted({i for i in ids if ids.count(i) > 1})
+    counts = Counter(run.run_id() for run in runs)
+    if repeated := sorted(i for i, n in counts.items() if n > 1):
         raise ParameterError(f"{source}: the grid repeats {', '.join(repeated)}; list every value once")
     return runs
 
@@ -614,15 +554,15 @@ def _problems(cls: type[Parameters], values: Mapping[str, Any], source: str) -> 
     return []
 
 
-def _unknown(name: str, known: Mapping[str, Any]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
+def _unknown(name: str) -> str:
+    nearest = difflib.get_close_matches(name, ALL_FIELDS, n=1)
     return f"{name}: unknown parameter" + (f"; did you mean {nearest[0]}?" if nearest else "")
 
 
 def _describe(error: Mapping[str, Any], cls: type[Parameters]) -> str:
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"{name}: is a parameter of other notebooks" if name in ALL_FIELDS else _unknown(name, ALL_FIELDS)
+        return f"{name}: is a parameter of other notebooks" if name in ALL_FIELDS else _unknown(name)
     message = str(error["msg"]).removeprefix("Value error, ")
     if not name:
         return message

@@ -98,8 +98,10 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
     is_separator = table["token_id"] == tokenizer.eos_token_id
     text, percentile = table[~is_separator], p.low_frequency_percentile
     by_block = _by_block(text, percentile, labels, losses)
+    of_types = (*extremes(text), metrics.undertrained(table, list(norms)))
+    rarest, worst, undertrained = (types.assign(token=types["token"].map(repr)) for types in of_types)
     return Audit(
-        label=label or _short(name),
+        label=label or short_names([name])[0],
         facts=facts,
         totals={**metrics.totals(table), **_more_totals(table[is_separator], by_block, spelled, vocab_size)},
         bins=metrics.by_bin(text, predictions.calibration),
@@ -110,13 +112,9 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
         table=table,
         by_block=by_block,
         occurrences=words,
-        **{
-            name: types.assign(token=types["token"].map(repr))
-            for name, types in (
-                *zip(("rarest", "worst"), extremes(text), strict=True),
-                ("undertrained", metrics.undertrained(table, list(norms))),
-            )
-        },
+        rarest=rarest,
+        worst=worst,
+        undertrained=undertrained,
     )
 
 
@@ -176,11 +174,8 @@ def _counted(words: pd.DataFrame, corpus: Corpus, p: AuditParams) -> pd.DataFram
     n = pd.Series(counts, dtype="int64")
     low = frequency.low_frequency(n, p.low_frequency_percentile) if (n > 0).any() else np.ones(len(n), dtype=bool)
     classes = pd.Series(np.where(low, "low", "high"), index=n.index)
-    return words.assign(
-        n_reference=words["word"].map(n),
-        frequency_class=words["word"].map(classes),
-        block=words["position"] // p.context,
-    )
+    block = words["position"] // p.context
+    return words.assign(n_reference=words["word"].map(n), frequency_class=words["word"].map(classes), block=block)
 
 
 def audits(p: AuditParams) -> list[Audit]:
@@ -194,8 +189,9 @@ def audits(p: AuditParams) -> list[Audit]:
     if p.audited_model:
         named = list(dict.fromkeys(name for name in (p.audited_model, p.reference_model) if name))
         names = dict(zip(short_names(named), named, strict=True))
-    else:
-        names = {f"λ = {w:g}": str(_own_model(p, w)) for w in (0.3, 0.0)}
+    else:  # of `02_training` at its defaults but for λ
+        own = {f"λ = {w:g}": TrainingParams(weight_decay=w, runs_dir=p.runs_dir) for w in (0.3, 0.0)}
+        names = {label: str(runs.train(q) / "model") for label, q in own.items()}
     found = []
     with files.progress(names.items(), desc="auditing", unit="model") as bar:
         for label, name in bar:
@@ -212,12 +208,8 @@ def short_names(names: Sequence[str]) -> list[str]:
     >>> short_names(["runs/a/model", "gpt2", "runs/b/model"])
     ['model', 'gpt2', 'model (2)']
     """
-    short = [_short(name) for name in names]
+    short = [Path(name).name or name for name in names]
     return [s if (n := short[:i].count(s)) == 0 else f"{s} ({n + 1})" for i, s in enumerate(short)]
-
-
-def _short(name: str) -> str:
-    return Path(name).name or name
 
 
 def _resolved(name: str) -> str:
@@ -235,11 +227,6 @@ def _named(name: str) -> str:
     return path.name if path.exists() and path.name != "model" else "/".join(path.parts[-2:])
 
 
-def _own_model(p: AuditParams, weight_decay: float) -> Path:
-    """A model of `02_training` at its defaults and another λ, trained if it is not there."""
-    return runs.train(TrainingParams(weight_decay=weight_decay, runs_dir=p.runs_dir)) / "model"
-
-
 def read_counts(path: str | Path, vocab_size: int) -> np.ndarray:
     """Counts n_v [vocabulary] from a CSV or Parquet file with the columns token_id and count; types left out count 0.
 
@@ -255,13 +242,8 @@ def read_counts(path: str | Path, vocab_size: int) -> np.ndarray:
         ) from error
     if not (np.issubdtype(ids.dtype, np.integer) and np.issubdtype(counts.dtype, np.integer)):
         raise ParameterError(f"counts_file: token_id and count of {path} must be whole numbers")
-    if (
-        len(ids) == 0
-        or ids.min() < 0
-        or ids.max() >= vocab_size
-        or counts.min() < 0
-        or not 0 < counts.sum(dtype=float) <= 2**53
-    ):
+    possible = len(ids) and ids.min() >= 0 and ids.max() < vocab_size and counts.min() >= 0
+    if not possible or not 0 < counts.sum(dtype=float) <= 2**53:
         raise ParameterError(
             f"counts_file: {path} must have ids from 0 to {vocab_size - 1} and counts of at least 0, some above it and at most "
             "2^53 in all; is it of another tokenizer?"

@@ -52,11 +52,7 @@ def parameter_counts(config: PreTrainedConfig) -> tuple[int, int]:
 
 def attention_width(config: PreTrainedConfig) -> int:
     """Sum over layers of query heads × head dimension: the width of attention's score and value products."""
-    heads = (
-        config.num_query_heads
-        if hasattr(config, "num_query_heads")
-        else [config.num_attention_heads] * config.num_hidden_layers
-    )
+    heads = getattr(config, "num_query_heads", None) or [config.num_attention_heads] * config.num_hidden_layers
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return sum(heads) * width
 
@@ -93,12 +89,13 @@ def cost(p: EvaluationParams, hardware: str, n_runs: int = 1) -> dict[str, float
     flops = flops_per_token(config, p.context) * tokens_per_step * p.steps
     n_parameters, _ = parameter_counts(config)
     logits = 2 * (2 if p.dtype == "bfloat16" else 4) * p.batch_size * p.context * vocab_size
+    memory = models.STATE_BYTES * n_parameters + logits
     return {
         "parameters": n_parameters,
         "tokens": tokens_per_step * p.steps,
         "FLOPs per run": flops,
-        "memory, at least (GB)": (models.STATE_BYTES * n_parameters + logits) / 1e9,
-        "fits": (models.STATE_BYTES * n_parameters + logits) < device.memory,
+        "memory, at least (GB)": memory / 1e9,
+        "fits": memory < device.memory,
         "hours per run": flops / (device.flops * device.utilisation) / 3600,
         "runs": n_runs,
         "hours in all": n_runs * flops / (device.flops * device.utilisation) / 3600,
@@ -112,7 +109,6 @@ def cost_table(points: Sequence[EvaluationParams]) -> pd.DataFrame:
 
 def decay_line(p: EvaluationParams) -> str:
     """A line of what λ amounts to over the run, and of epochs and parameters per target where the file limits the blocks."""
-
     unit, per_step = p.model_copy(update={"weight_decay": 1.0}), p.batch_size * p.gradient_accumulation_steps
     line = f"λ Σ lr = {decay_sum(unit):.3g} λ; τ = 1/(lr λ) = {time_scale(unit, p.steps):,.0f}/λ steps at the peak rate"
     if p.max_train_blocks:
@@ -136,7 +132,6 @@ def sheet(results: Results) -> pd.DataFrame:
     - heldout_minus_chance, heldout_minus_unigram: held-out average loss at this λ above log V and above the unigram; a
       model above 0 is useless there.
     """
-
     keys = [k for k in scale.GROUP if k in results.totals]
     rows = []
     for key, group in results.totals.groupby(keys, sort=False):

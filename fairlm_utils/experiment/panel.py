@@ -97,11 +97,9 @@ class Piece(TrainerCallback):
         if step % self.p.window_steps == 0:  # the window has just been read from the device, which is idle
             tokens = self.p.batch_size * self.p.gradient_accumulation_steps * self.p.context
             pace = tokens * (step - self.step) / (now - self.since)
-            mfu = (
-                f", MFU {self.flops_per_token * pace / self.peak:.3f} of {self.peak / 1e12:,.0f} TFLOP/s"
-                if self.peak
-                else ""
-            )
+            mfu = ""
+            if self.peak:
+                mfu = f", MFU {self.flops_per_token * pace / self.peak:.3f} of {self.peak / 1e12:,.0f} TFLOP/s"
             left = (state.max_steps - step) * tokens / pace / 60
             print(
                 f"λ = {self.p.weight_decay:g}: step {step:,} of {state.max_steps:,}, {pace:,.0f} tokens/s{mfu}, {left:,.1f} minutes left",
@@ -125,13 +123,14 @@ def run(points: Sequence[EvaluationParams], deadline: float) -> bool:
             ("tables/totals.csv", runs.evaluate),
         ):
             finished = identity.run_dir(p) / last
+            if finished.exists():
+                continue
+            if begun and time.monotonic() >= deadline:
+                return False
+            begun = True
+            work(p)
             if not finished.exists():
-                if begun and time.monotonic() >= deadline:
-                    return False
-                begun = True
-                work(p)
-                if not finished.exists():
-                    return False
+                return False
     return True
 
 

@@ -118,10 +118,8 @@ def write_report(
     is kept. In a cell of a table what follows the first line is set small.
     """
     folder = Path(folder)
-    links = [
-        f'<li><a href="{html.escape(page.name)}">{html.escape(name)}</a></li>'
-        for name, page in _pages(folder, notebooks).items()
-    ]
+    pages = _pages(folder, notebooks).items()
+    links = [f'<li><a href="{html.escape(page.name)}">{html.escape(name)}</a></li>' for name, page in pages]
     body = [f"<h1>{html.escape(title)}</h1>", _image(chart) if chart else ""]
     body += [f"<p>{html.escape(line)}</p>" for line in lines]
     body += [f"<h2>{html.escape(name)}</h2>\n{_table(table)}" for name, table in tables.items()]

@@ -108,9 +108,9 @@ def reproduce(
     wanted = {"01 tokenization": _Wanted("01_tokenization", folder, single, json.dumps(texts, sort_keys=True))}
     for p in _shown(points):
         for name in RUN_NOTEBOOKS:
-            wanted[_run_title(p, name)] = _Wanted(
-                name, identity.run_dir(p), p.model_dump(), _totals([identity.run_dir(p)])
-            )
+            own = identity.run_dir(p)
+            title = f"{name.replace('_', ' ')} {p.model} weight decay {p.weight_decay:g} seed {p.seed}"
+            wanted[title] = _Wanted(name, own, p.model_dump(), _totals([own]))
     single = {**single, "results": str(folder), "remedy_results": [str(folder)]}
     for name in _notebooks_of(results):
         wanted[name.replace("_", " ")] = _Wanted(name, folder, single, _totals(identity.finished_runs(folder)))
@@ -174,11 +174,8 @@ def _notebook(title: str, wanted: _Wanted) -> Path:
 
 def source_digest(name: str) -> str:
     """Digest of a notebook's source and of the package, so that a changed one is executed again."""
-    digest = hashlib.sha256()
-    for path in [
-        files.PROJECT / "notebooks" / f"{name}.ipynb",
-        *sorted((files.PROJECT / "fairlm_utils").rglob("*.py")),
-    ]:
+    digest, package = hashlib.sha256(), files.PROJECT / "fairlm_utils"
+    for path in [files.PROJECT / "notebooks" / f"{name}.ipynb", *sorted(package.rglob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -190,7 +187,3 @@ def _shown(points: Sequence[EvaluationParams]) -> list[EvaluationParams]:
         first = [p for p in points if p.model == model and p.seed == points[0].seed]
         shown += [min(first, key=lambda p: p.weight_decay), max(first, key=lambda p: p.weight_decay)]
     return list({p.run_id(): p for p in shown}.values())
-
-
-def _run_title(p: EvaluationParams, notebook: str) -> str:
-    return f"{notebook.replace('_', ' ')} {p.model} weight decay {p.weight_decay:g} seed {p.seed}"

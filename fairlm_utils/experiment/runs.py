@@ -81,15 +81,12 @@ def repeat(directory: str | Path) -> dict[str, bool]:
     Raises RunError if the run is not finished, its text has changed, or its parameters are of another version of this
     package.
     """
-
     directory = Path(directory)
     _check_finished(directory, "tables/totals.csv")
     before = files.digests(directory, files.RESULT_FILES)
     values = files.read_json(directory / "params.json")
-    values = {**EvaluationParams().model_dump(), **values}
-    known = EvaluationParams.check(
-        {k: v for k, v in values.items() if k in EvaluationParams.model_fields}, str(directory)
-    )
+    fields = EvaluationParams.model_fields
+    known = EvaluationParams.check({k: v for k, v in values.items() if k in fields}, str(directory))
     with tempfile.TemporaryDirectory() as folder:
         again = known.model_copy(update={"runs_dir": folder})
         identity.check_text(directory, again, text_now(again))
@@ -145,10 +142,7 @@ def _train(p: TrainingParams, directory: Path, callbacks: Sequence[TrainerCallba
     device = training.fit(p, corpus, directory, callbacks)
     if device is None:
         return
-    files.write_json(
-        directory / "provenance.json",
-        provenance(p, corpus.meta, time.monotonic() - started, device),
-    )
+    files.write_json(directory / "provenance.json", provenance(p, corpus.meta, time.monotonic() - started, device))
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
@@ -205,16 +199,14 @@ def write_predictions(
     speed = metrics.learning_speed(steps, counts, loss_sums, vocab_size)
     evaluated = {}
     for split in SPLITS:
-        table = evaluation.token_table(predictions[split].by_type, n_train, corpus.tokenizer, speed).join(
-            baselines[split]
-        )
+        table = evaluation.token_table(predictions[split].by_type, n_train, corpus.tokenizer, speed)
+        table = table.join(baselines[split])
         files.write_table(directory / f"tokens_{split}.parquet", table)
         evaluated[split] = table, predictions[split].calibration
     others = {"curves": metrics.learning_curves(steps, counts, loss_sums, n_train)}
     if p.by_word:
-        n_ids_read = train.labels.numel()
-        by_word = [words.by_frequency(corpus, s, losses[s], n_ids_read).assign(split=s) for s in SPLITS]
-        others["words"] = pd.concat(by_word)
+        n_read = train.labels.numel()
+        others["words"] = pd.concat(words.by_frequency(corpus, s, losses[s], n_read).assign(split=s) for s in SPLITS)
     if languages.language_files(p):
         low = frequency.low_frequency(n_train, p.low_frequency_percentile)
         others["languages"] = languages.by_language(p, corpus, {s: losses[s].reshape(-1) for s in SPLITS}, low)
@@ -246,8 +238,6 @@ def _write_tables(
     for name in of_split["training"]:
         frames[name] = pd.concat([tables[name].assign(**key, split=split) for split, tables in of_split.items()])
     for name, frame in frames.items():  # totals last: it marks the evaluation as finished
-        first = [c for c in metrics.KEYS if c in frame.columns]
-        files.write_table(
-            directory / "tables" / f"{name}.csv", frame[first + [c for c in frame.columns if c not in first]]
-        )
+        columns = [c for c in metrics.KEYS if c in frame] + [c for c in frame if c not in metrics.KEYS]
+        files.write_table(directory / "tables" / f"{name}.csv", frame[columns])
     files.seal(directory)

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fairlm_utils import files, identity
 from fairlm_utils.experiment import runs
+from fairlm_utils.experiment.sweep import is_finished
 from fairlm_utils.frequency import IGNORE_INDEX
 from fairlm_utils.lm import evaluation, processes, training
 from fairlm_utils.lm.evaluation import Predictions
@@ -164,12 +165,9 @@ class Stack:
             step()
             if n % p.window_steps == 0 or n == p.steps:
                 window = self.sums.read().reshape(len(self.points), self.vocab_size, 3)
-                if not np.isfinite(window).all():
-                    worst = ", ".join(
-                        q.run_id() for q, w in zip(self.points, window, strict=True) if not np.isfinite(w).all()
-                    )
+                if bad := [q.run_id() for q, w in zip(self.points, window, strict=True) if not np.isfinite(w).all()]:
                     raise training.TrainingDiverged(
-                        f"the training loss is not finite by step {n} in {worst}; lower learning_rate"
+                        f"the training loss is not finite by step {n} in {', '.join(bad)}; lower learning_rate"
                     )
                 self.sums.reset()
                 ends.append(n)
@@ -278,7 +276,7 @@ def train(points: Sequence[EvaluationParams], pool: Executor) -> list[Future]:
 
     A stack has no checkpoints: what is interrupted begins anew. Raises what `runs.train` raises.
     """
-    points = [p for p in points if not (identity.run_dir(p) / "tables" / "totals.csv").exists()]
+    points = [p for p in points if not is_finished(p)]
     if not points:
         return []
     started = time.monotonic()

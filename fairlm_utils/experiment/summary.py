@@ -83,10 +83,9 @@ def _tables(results: Results) -> dict[str, pd.DataFrame]:
         return {"Change from λ = 0": comparisons.at_weight_decay(results, np.inf), **in_common}
     numbers = comparisons.remedy_numbers(results)
     measures = [m for m in comparisons.MEASURES if m in numbers]
+    judged = comparisons.judge_remedies(numbers).round(4)
     return {
-        "Remedies: change from plain decay, sorted by what rare types gain": comparisons.judge_remedies(numbers).round(
-            4
-        ),
+        "Remedies: change from plain decay, sorted by what rare types gain": judged,
         "Measures": comparisons.mean_sd(numbers, "variant", measures),
         **in_common,
     }
@@ -146,12 +145,9 @@ def save_picture(results: Results, folder: Path) -> str:
 def _thinned(results: Results) -> Results:
     """An experiment without what its answer does not rest on: the last window of its curves, reliability of the first seed."""
     curves, reliability = results.curves, results.reliability
-    last = curves.groupby("variant")["step"].transform("max")
-    return replace(
-        results,
-        curves=curves[curves["step"] == last],
-        reliability=reliability[reliability["seed"] == reliability["seed"].min()],
-    )
+    curves = curves[curves["step"] == curves.groupby("variant")["step"].transform("max")]
+    reliability = reliability[reliability["seed"] == reliability["seed"].min()]
+    return replace(results, curves=curves, reliability=reliability)
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -210,11 +206,8 @@ def _for_terminal(name: str, table: pd.DataFrame) -> str:
         return tabulate(table, headers="keys", showindex=False)
     width = shutil.get_terminal_size((120, 24)).columns
     verdicts = table["verdict"].str.len().max()
-    rows = [
-        (
-            row.verdict,
-            f"{row.claim}\npaper: {row.paper} ({row.exhibit})\nhere: {row.ours}" + f"\n{row.reason}" * bool(row.reason),
-        )
-        for row in table.itertuples(index=False)
-    ]
+    rows = []
+    for row in table.itertuples(index=False):
+        said = f"{row.claim}\npaper: {row.paper} ({row.exhibit})\nhere: {row.ours}"
+        rows.append((row.verdict, said + f"\n{row.reason}" * bool(row.reason)))
     return tabulate(rows, tablefmt="plain", maxcolwidths=[None, max(20, width - verdicts - 2)], disable_numparse=True)

@@ -296,12 +296,8 @@ def _run_on_node(values: dict[str, Any], retries: int) -> Outcome:
 @contextmanager
 def run_environment(n_threads: int) -> Iterator[None]:
     """The environment of processes for runs and notebooks: `n_threads` each, no progress bars of their own."""
-    wanted = {
-        "OMP_NUM_THREADS": str(n_threads),
-        "TQDM_DISABLE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        **_KEEP_BUFFERS,
-    }
+    wanted = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", **_KEEP_BUFFERS}
+    wanted["OMP_NUM_THREADS"] = str(n_threads)
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -328,13 +324,9 @@ def _outcome(future: Future, p: EvaluationParams) -> Outcome:
         said = str(error).strip().splitlines() or [type(error).__name__]
         return Outcome(p.run_id(), "failed", error=said[-1])
     if outcome.status == "finished" and not is_finished(p):
-        return Outcome(
-            p.run_id(),
-            "failed",
-            outcome.log,
-            f"it finished on a node, but {identity.run_dir(p)} is not seen here; "
-            "set runs_dir to a folder that all machines share",
-        )
+        unseen = f"it finished on a node, but {identity.run_dir(p)} is not seen here; "
+        advice = "set runs_dir to a folder that all machines share"
+        return Outcome(p.run_id(), "failed", outcome.log, unseen + advice)
     return outcome
 
 

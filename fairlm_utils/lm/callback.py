@@ -199,14 +199,10 @@ class TokenFrequencyCallback(TrainerCallback):
 
     # The Trainer's methods, wrapped
 
-    def _train(
-        self, train: Callable, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
+    def _train(self, train: Callable, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         self._check_settings()
-        if resume_from_checkpoint is True:
-            self._checkpoint = get_last_checkpoint(self.trainer.args.output_dir)
-        else:
-            self._checkpoint = resume_from_checkpoint or None
+        last = resume_from_checkpoint is True
+        self._checkpoint = get_last_checkpoint(self.trainer.args.output_dir) if last else resume_from_checkpoint or None
         try:
             return train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -220,13 +216,12 @@ class TokenFrequencyCallback(TrainerCallback):
         return loss
 
     def _confirm(self, step: _Step) -> None:
-        name = type(self.trainer).__name__
         if not step.n_passes:
             raise RuntimeError(f"no token's loss was seen in the first training step: {step.why or _NO_PASS}")
         if self.objective is not None and not self._function.minimised:
             raise RuntimeError(
-                f"objective has no effect: {name} minimises a loss that the model does not compute; let its compute_loss "
-                "return model(**inputs).loss, or leave objective out"
+                f"objective has no effect: {type(self.trainer).__name__} minimises a loss that the model does not compute; "
+                "let its compute_loss return model(**inputs).loss, or leave objective out"
             )
         self._confirmed = True
 
@@ -241,9 +236,11 @@ class TokenFrequencyCallback(TrainerCallback):
             output = evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         finally:
             self._evaluating = before
-        values = self.evaluation.read(over_processes=True)
+        values, counts = self.evaluation.read(over_processes=True), self.counts
         self.evaluation.reset()
-        added = loss_by_frequency(values, self._counts_so_far())
+        if not self.fixed:  # n_v up to now, the open window included
+            counts = counts + self.training.read(over_processes=True)[:, 0].astype(np.int64)
+        added = loss_by_frequency(values, counts)
         if added and (best := self.trainer.args.metric_for_best_model) is not None:
             name = f"eval_{best.removeprefix('eval_')}".removeprefix(f"{metric_key_prefix}_")
             if name == _BALANCED or name in map(_name, range(-1, 40)):
@@ -319,12 +316,6 @@ class TokenFrequencyCallback(TrainerCallback):
             self.counts = counts.copy()
         if is_main_process:  # the window is summed over processes: it belongs to one of them
             self.training.values[:-1] = torch.from_numpy(window).to(self.training.values)
-
-    def _counts_so_far(self) -> np.ndarray:
-        """n_v up to now, the open window included."""
-        if self.fixed:
-            return self.counts
-        return self.counts + self.training.read(over_processes=True)[:, 0].astype(np.int64)
 
 
 _NO_PASS = "the Trainer did not call its model; give the callback the Trainer that trains it"
@@ -501,18 +492,15 @@ def _check_model(model: Any, objective: Objective | None = None) -> None:
         return  # the Trainer's to compute
     expected = token_cross_entropy(logits[0], shifted_targets(labels), 1 / (labels[0, 1:] >= 0).sum())[0]
     aux = 0.0 if own.get("aux_loss") is None else own.loss - expected  # the router's part is the model's to add
-    eps = max(
-        1e-4, 4 * torch.finfo(own.loss.dtype).eps
-    )  # by rounding; weights just made tell losses apart by little more
+    # by rounding; weights just made tell losses apart by little more
+    eps = max(1e-4, 4 * torch.finfo(own.loss.dtype).eps)
     if not all(abs(x.float() - aux - expected) <= eps * (1 + abs(expected)) for x in (own.loss, ours.loss)):
+        advice = "Record it in a loop of your own, with token_loss.TokenSums"
+        if "_loss_function" in vars(model):
+            advice = "Take the loss_function that was set off the model and give it to the Trainer as compute_loss_func"
         raise ValueError(
             f"the loss of {name} itself is {own.loss:.4f} where the cross-entropy of the next token is {expected:.4f}: it "
-            "minimises something else, which is not replaced. "
-            + (
-                "Take the loss_function that was set off the model and give it to the Trainer as compute_loss_func"
-                if "_loss_function" in vars(model)
-                else "Record it in a loop of your own, with token_loss.TokenSums"
-            )
+            f"minimises something else, which is not replaced. {advice}"
         )
 
 
@@ -538,5 +526,5 @@ def loss_by_frequency(values: np.ndarray, counts: np.ndarray) -> dict[str, float
     if not seen.any():
         return {}
     loss, bins = values[seen, 1] / values[seen, 0], bin_index(counts[seen])
-    by_bin = {_name(k): loss[bins == k] for k in np.unique(bins)}
-    return {_BALANCED: float(loss.mean()), **{name: float(x.mean()) for name, x in by_bin.items()}}
+    by_bin = {_name(k): float(loss[bins == k].mean()) for k in np.unique(bins)}
+    return {_BALANCED: float(loss.mean()), **by_bin}

@@ -118,23 +118,16 @@ def token_table(
     out.
     """
     n = min(len(sums), n_ids(tokenizer))
-    ids, sums, n_train = np.arange(n), sums[:n], n_train[:n]
-    n_eval, loss, correct, top5 = sums.T
-
-    def mean(total: np.ndarray) -> np.ndarray:
-        return np.divide(total, n_eval, out=np.full(n, np.nan), where=n_eval > 0)
-
+    ids, by_type = np.arange(n), pd.DataFrame(sums[:n], columns=["n_eval", "loss", "accuracy", "top5_accuracy"])
     return pd.DataFrame(
         {
             "token_id": ids,
             "token": spell(tokenizer, ids),
             "kind": token_kinds(tokenizer)[:n],
-            "n_train": n_train.astype(np.int64),
-            "n_eval": n_eval.astype(np.int64),
-            "loss": mean(loss),
-            "accuracy": mean(correct),
-            "top5_accuracy": mean(top5),
-            "learning_speed": np.full(n, np.nan) if learning_speed is None else learning_speed[:n],
+            "n_train": n_train[:n].astype(np.int64),
+            "n_eval": by_type["n_eval"].astype(np.int64),
+            **by_type.iloc[:, 1:].div(by_type["n_eval"], axis=0),  # NaN where no token is of the type
+            "learning_speed": np.nan if learning_speed is None else learning_speed[:n],
         }
     )
 

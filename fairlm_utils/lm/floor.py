@@ -59,10 +59,9 @@ def baselines(blocks: Blocks, vocab_size: int) -> dict[str, pd.DataFrame]:
     `unigram` is `frequency.unigram_loss` of n_v (nats); `floor` (nats) and `floor_accuracy`, of the training split alone,
     are those of the memoriser of all the blocks, means over the type's training occurrences, NaN where it has none.
     """
-    n, loss, correct = memoriser_sums(blocks.input_ids.numpy(), blocks.labels.numpy(), vocab_size).T
-    table = pd.DataFrame({"unigram": frequency.unigram_loss(n)})
-    for name, total in (("floor", loss), ("floor_accuracy", correct)):
-        table[name] = np.divide(total, n, out=np.full(vocab_size, np.nan), where=n > 0)
+    n, *sums = memoriser_sums(blocks.input_ids.numpy(), blocks.labels.numpy(), vocab_size).T
+    table = pd.DataFrame(dict(zip(("floor", "floor_accuracy"), sums, strict=True))).div(n, axis=0)  # NaN for 0/0
+    table.insert(0, "unigram", frequency.unigram_loss(n))
     return dict(zip(SPLITS, (table, table[["unigram"]]), strict=True))
 
 

@@ -39,14 +39,8 @@ def by_language(
         json.loads(line)["text"]: f.stem for f in language_files(p) for line in f.read_text("utf-8").split("\n") if line
     }
     documents, tokenizer, rows = load_corpus(p), as_text(corpus.tokenizer), []
-    of_split = zip(
-        SPLITS,
-        (documents.train, documents.heldout),
-        (corpus.train, corpus.heldout),
-        (corpus.train_starts, corpus.heldout_starts),
-        strict=True,
-    )
-    for split, texts, ids, starts in of_split:
+    for split, part in zip(SPLITS, ("train", "heldout"), strict=True):
+        texts, ids, starts = getattr(documents, part), getattr(corpus, part), getattr(corpus, f"{part}_starts")
         own, ends = np.array([language_of[t] for t in texts]), np.append(starts[1:], len(ids))
         for language in (name for name in params.LANGUAGES if name in own):
             chosen = np.flatnonzero(own == language)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,46 +37,38 @@ disable_progress_bar()  # of saving and loading, shorter than the line that anno
 MAX_LAYERS = 10_000
 #: Sizes of Qwen2. The published ones tie input and output embeddings and use a RoPE base of 1e6, which are not the
 #: defaults of Qwen2Config; the tiny ones keep both.
-_TINY = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=256)
-QWEN2_SIZES: dict[str, dict[str, Any]] = {
-    "qwen2-tiny": _TINY,
-    "qwen2-tiny-wide": {**_TINY, "hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 512},
-    "qwen2-tiny-deep": {**_TINY, "num_hidden_layers": 4},
-    "qwen2-tiny-wider": {**_TINY, "hidden_size": 512, "num_attention_heads": 16, "intermediate_size": 1024},
-    "qwen2-40m": dict(
-        hidden_size=512, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4, intermediate_size=1408
-    ),
-    "qwen2-0.5b": dict(
-        hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864
-    ),
-    "qwen2-1.5b": dict(
-        hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960
-    ),
+_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+_SIZES = {
+    "qwen2-tiny": (128, 2, 4, 2, 256),
+    "qwen2-tiny-wide": (256, 2, 8, 2, 512),
+    "qwen2-tiny-deep": (128, 4, 4, 2, 256),
+    "qwen2-tiny-wider": (512, 2, 16, 2, 1024),
+    "qwen2-40m": (512, 8, 8, 4, 1408),
+    "qwen2-0.5b": (896, 24, 14, 2, 4864),
+    "qwen2-1.5b": (1536, 28, 12, 2, 8960),
 }
+QWEN2_SIZES = {name: dict(zip(_FIELDS, size, strict=True)) for name, size in _SIZES.items()}
 
 
-def _qwen2(size: dict[str, Any]) -> Callable[[int, int], PreTrainedConfig]:
-    def config(vocab_size: int, context: int) -> PreTrainedConfig:
-        return Qwen2Config(
-            **size,
-            vocab_size=vocab_size,
-            max_position_embeddings=32_768,
-            tie_word_embeddings=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-            attention_dropout=0.0,
-        )
-
-    return config
+def _qwen2(size: dict[str, Any], vocab_size: int, context: int) -> PreTrainedConfig:
+    return Qwen2Config(
+        **size,
+        vocab_size=vocab_size,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        attention_dropout=0.0,
+    )
 
 
-def _openelm(size: dict[str, Any]) -> Callable[[int, int], PreTrainedConfig]:
-    return lambda vocab_size, context: OpenELMConfig(**size, vocab_size=vocab_size)
+def _openelm(size: dict[str, Any], vocab_size: int, context: int) -> PreTrainedConfig:
+    return OpenELMConfig(**size, vocab_size=vocab_size)
 
 
 #: Name of an architecture and the function (vocab_size, context) → config that makes it. To add one, add a line.
 REGISTRY: dict[str, Callable[[int, int], PreTrainedConfig]] = {
-    **{name: _qwen2(size) for name, size in QWEN2_SIZES.items()},
-    **{name: _openelm(size) for name, size in OPENELM_SIZES.items()},
+    **{name: partial(_qwen2, size) for name, size in QWEN2_SIZES.items()},
+    **{name: partial(_openelm, size) for name, size in OPENELM_SIZES.items()},
 }
 
 
@@ -240,13 +233,10 @@ def _check_weights(model: PreTrainedModel, found: dict[str, Any], directory: str
     """Raise RunError if `found`, what loading said, names weights that are not those of the file."""
     computed = {n for n, _ in model.named_buffers()} - set(model.state_dict())
     of_text = model.config is text_config(model.config)
+    needless = {k for k in found["unexpected_keys"] if _HARMLESS.search(k) or (of_text and _NOT_TEXT.search(k))}
     keys = {
         "missing": {k for k in found["missing_keys"] if of_text or not _NOT_TEXT.search(k)},
-        "unexpected": {
-            k
-            for k in found["unexpected_keys"]
-            if k not in computed and not _HARMLESS.search(k) and not (of_text and _NOT_TEXT.search(k))
-        },
+        "unexpected": {*found["unexpected_keys"]} - needless - computed,
         "of another shape": {k[0] for k in found["mismatched_keys"]},
     }
     if any(keys.values()):
@@ -319,10 +309,8 @@ def check_causal(model: PreTrainedModel) -> None:
     encoder's output is refused as well, since its loss without one means nothing. Leaves mode and generators as they are.
     """
     config, name = model.config, type(model).__name__
-    reads_encoder = (
-        any(_CROSS_ATTENTION.search(n) for n, _ in model.named_modules()) and config.model_type[:6] != "mllama"
-    )
-    if config.is_encoder_decoder or getattr(config, "add_cross_attention", False) or reads_encoder:
+    attends = any(_CROSS_ATTENTION.search(n) for n, _ in model.named_modules()) and config.model_type[:6] != "mllama"
+    if config.is_encoder_decoder or getattr(config, "add_cross_attention", False) or attends:
         raise ValueError(f"{name} reads the output of an encoder; only causal language models are measured")
     n, ids = n_rows(model), probe_ids(model).repeat(2, 1)
     ids[1, -1] = (ids[0, -1] + n // 2) % n
@@ -359,9 +347,8 @@ def weight_decay_groups(
     """
     if decayed_parameters not in (known := get_args(DecayedParameters)):
         raise ParameterError(f"decayed_parameters: {decayed_parameters!r} is not one of {', '.join(known)}")
-    embedding, head = (
-        id(getattr(m, "weight", None)) for m in (model.get_input_embeddings(), model.get_output_embeddings())
-    )
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    embedding, head = (id(getattr(layer, "weight", None)) for layer in layers)
     norms = {id(p) for m in model.modules() if is_norm_layer(m) for p in m.parameters(recurse=False)}
     rows: list[tuple] = []
     groups: dict[bool, list] = {True: [], False: []}
@@ -381,8 +368,7 @@ def weight_decay_groups(
         rows.append((name, "×".join(map(str, parameter.shape)), parameter.numel(), weight_decay if decayed else 0.0))
     table = pd.DataFrame(rows, columns=["parameter", "shape", "n_parameters", "weight_decay"])
     made = [{"params": p, "weight_decay": weight_decay if d else 0.0} for d, p in groups.items() if p]
-    if by_row:
-        made.append({"params": by_row, "weight_decay": 0.0, "row_weight_decay": weight_decay})
+    made += [{"params": by_row, "weight_decay": 0.0, "row_weight_decay": weight_decay}] if by_row else []
     return made, table
 
 

@@ -21,7 +21,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward, rotate_half
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
 EPSILON = 1e-6  # of every normalisation; not a field of the published configurations
 
@@ -29,16 +29,10 @@ _PUBLISHED = dict(
     qkv_multipliers=(0.5, 1.0), ffn_multipliers=(0.5, 4.0), num_gqa_groups=4, ffn_dim_divisor=256, rope_max_length=4096,
     max_context_length=2048, normalize_qk_projections=True, share_input_output_layers=True,
 )  # fmt: skip
+_TINY = dict(num_transformer_layers=2, model_dim=128, head_dim=16, num_gqa_groups=2, ffn_dim_divisor=32)
 #: Constructor arguments of the published sizes, and of a tiny one of the same make for CPUs.
 OPENELM_SIZES: dict[str, dict[str, Any]] = {
-    "openelm-tiny": {
-        **_PUBLISHED,
-        "num_transformer_layers": 2,
-        "model_dim": 128,
-        "head_dim": 16,
-        "num_gqa_groups": 2,
-        "ffn_dim_divisor": 32,
-    },
+    "openelm-tiny": {**_PUBLISHED, **_TINY},
     "openelm-270m": {**_PUBLISHED, "num_transformer_layers": 16, "model_dim": 1280, "head_dim": 64},
     "openelm-450m": {**_PUBLISHED, "num_transformer_layers": 20, "model_dim": 1536, "head_dim": 64},
     "openelm-1.1b": {**_PUBLISHED, "num_transformer_layers": 28, "model_dim": 2048, "head_dim": 64},
@@ -150,7 +144,8 @@ class OpenELMAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         query, key, value = heads.split((self.n_query, self.n_kv, self.n_kv), dim=1)
-        query, key = (rotate(norm(h), *rotary) for norm, h in ((self.q_norm, query), (self.k_norm, key)))
+        normed = self.q_norm(query), self.k_norm(key)
+        query, key = (h.to(normed[0].dtype) for h in apply_rotary_pos_emb(*normed, *rotary))  # worked out in float32
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -158,15 +153,10 @@ class OpenELMAttention(nn.Module):
         return self.out_proj(out.flatten(2)), weights
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on x [batch, heads, positions, head_dim], in float32, back in the dtype of x."""
-    return (x.float() * cos + rotate_half(x.float()) * sin).to(x.dtype)
-
-
 def rotary_tables(position_ids: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [batch, 1, positions, head_dim] in float32; feature j turns with feature j + head_dim / 2."""
+    """Cosines and sines [batch, positions, head_dim] in float32; feature j turns with feature j + head_dim / 2."""
     exponents = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32) / head_dim
-    angles = position_ids[:, None, :, None].float() * base**-exponents
+    angles = position_ids[..., None].float() * base**-exponents
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
@@ -210,6 +200,7 @@ class OpenELMPreTrainedModel(PreTrainedModel):
     config: OpenELMConfig
     config_class = OpenELMConfig
     base_model_prefix = "transformer"
+    _input_embed_layer = "token_embeddings"
     supports_gradient_checkpointing = True
     _no_split_modules = ["OpenELMDecoderLayer"]  # noqa: RUF012 - transformers' own form
     _supports_sdpa = True
@@ -244,22 +235,11 @@ class OpenELMModel(OpenELMPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.token_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.token_embeddings = value
-
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> BaseModelOutputWithPast:  # fmt: skip
         """Hidden states [batch, positions, model_dim] after the last norm, and the cache if `use_cache`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -271,19 +251,11 @@ class OpenELMModel(OpenELMPreTrainedModel):
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(seen, seen + x.shape[1], device=x.device)[None]
         # None where there is no padding: the causal kernels of scaled_dot_product_attention then need no mask in memory
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=x,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        mask = create_causal_mask(self.config, x, attention_mask, past_key_values, position_ids)
         rotary = rotary_tables(position_ids, self.config.head_dim, self.config.rope_freq_constant)
         for layer in self.layers:
             x = layer(x, rotary=rotary, mask=mask, cache=past_key_values)
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(x), past_key_values=past_key_values if use_cache else None
-        )
+        return BaseModelOutputWithPast(self.norm(x), past_key_values if use_cache else None)
 
 
 class OpenELMForCausalLM(OpenELMPreTrainedModel, GenerationMixin):
@@ -301,22 +273,15 @@ class OpenELMForCausalLM(OpenELMPreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         if self.config.share_input_output_layers:
-            self.transformer.token_embeddings = value
+            self.set_input_embeddings(value)
         else:
             self.lm_head = value
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None,
+        use_cache: bool | None = None, logits_to_keep: int = 0, **kwargs: Any,
+    ) -> CausalLMOutputWithPast:  # fmt: skip
         """Logits [batch, positions, vocabulary] and, with `labels`, the mean loss in nats of the tokens that follow."""
         outputs = self.transformer(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         hidden = outputs.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else outputs.last_hidden_state

@@ -20,6 +20,10 @@ from fairlm_utils.lm.token_loss import Objective
 from fairlm_utils.params import TrainingParams
 
 
+def _nothing() -> None:
+    return None
+
+
 class FrequencyAwareAdamW(torch.optim.AdamW):
     """AdamW whose decoupled weight decay multiplies row v of the embedding and of the head by 1 − η λ s_v.
 
@@ -99,7 +103,7 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
         self._accumulated: tuple[weakref.ref, int] | None = None
         # not a step() of our own: around AdamW's it would run the hooks of others twice
         self.register_step_pre_hook(self._decay_rows)
-        handle = self._row_modules[0].register_forward_hook(_LookUp(self), with_kwargs=True)
+        handle = self._row_modules[0].register_forward_hook(_LookUp(weakref.ref(self)), with_kwargs=True)
         weakref.finalize(self, handle.remove).atexit = False
 
     def _check_rows(self) -> None:
@@ -175,11 +179,10 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
         if rows["row_weight_decay"]:
             scale, decay = self._scale(rows["params"][0].device), rows["lr"] * rows["row_weight_decay"]
             found_inf = getattr(self, "found_inf", None)  # GradScaler leaves it to fused kernels to skip a step
-            if found_inf is not None:
-                scale = scale * (found_inf == 0).to(scale.device)
+            ran = 1.0 if found_inf is None else (found_inf == 0).to(scale.device)
+            scale = scale * ran
             trained = [weight for weight in rows["params"] if weight.grad is not None and weight.requires_grad]
             if rows["owed"] is not None and trained:
-                ran = 1.0 if found_inf is None else (found_inf == 0).to(scale.device)
                 rows["owed"] = rows["owed"].to(scale.device) * (1.0 - decay * ran)
             for weight in trained:
                 # at least float32: a factor in bfloat16 would be off by more than the decay
@@ -196,13 +199,11 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
 
     def _scale(self, device: torch.device) -> Tensor:
         rows = self._rows
-        if rows["row_scale"] is not None:
-            rows["row_scale"] = rows["row_scale"].to(device)
-            return rows["row_scale"]
-        rows["seen"] = rows["seen"].to(device)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        key = "seen" if rows["row_scale"] is None else "row_scale"
+        rows[key] = rows[key].to(device)
+        if key == "seen" and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(rows["seen"], torch.distributed.ReduceOp.MAX)
-        return rows["seen"].to(torch.float32)
+        return rows[key].to(torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """As of AdamW; the group of the rows also holds `row_weight_decay`, `row_scale`, `seen` and `owed`."""
@@ -236,10 +237,8 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
 class _LookUp:
     """Forward hook of an embedding that tells `optimizer` its ids; of a copy of the model, a hook that does nothing."""
 
-    def __init__(self, optimizer: FrequencyAwareAdamW | None = None):
-        self.optimizer: Callable[[], FrequencyAwareAdamW | None] = (
-            _nothing if optimizer is None else weakref.ref(optimizer)
-        )
+    def __init__(self, optimizer: Callable[[], FrequencyAwareAdamW | None] = _nothing):
+        self.optimizer = optimizer
 
     def __reduce__(self) -> tuple:
         return _LookUp, ()
@@ -336,10 +335,6 @@ def _closure_first(args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
     with torch.enable_grad():
         loss = closure()
     return args[:1], {"closure": lambda: loss}
-
-
-def _nothing() -> None:
-    return None
 
 
 def _numbers(values: set[int]) -> str:

@@ -53,8 +53,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
                 row_scale = torch.where(targets[rows] == frequency.IGNORE_INDEX, 0.0, own)[:, None]
                 probs = log_probs.exp_().scatter_(1, target, target_log_probs.exp_().sub_(1.0))
                 torch.mul(probs, row_scale, out=grad[rows])
-        kept = targets != frequency.IGNORE_INDEX
-        loss.mul_(kept)
+        loss.mul_(targets != frequency.IGNORE_INDEX)
         ctx.dtype = logits.dtype
         ctx.save_for_backward(grad)
         ctx.mark_non_differentiable(loss, correct)
@@ -193,10 +192,8 @@ class Objective:
         if self.label_smoothing:  # log p differs from the logits by the same number at target and mean
             logits = logits.float()
             excess = logits.gather(1, kept[:, None])[:, 0] - logits.mean(dim=1)
-            total = (
-                total
-                + self.label_smoothing * (scale * torch.where(targets == frequency.IGNORE_INDEX, 0.0, excess)).sum()
-            )
+            excess = torch.where(targets == frequency.IGNORE_INDEX, 0.0, excess)
+            total = total + self.label_smoothing * (scale * excess).sum()
         return total
 
     def _by_type(self, name: str, logits: Tensor) -> Tensor:
@@ -240,8 +237,7 @@ class TokenLossFunction:
         targets = shifted_targets(labels) if shift_labels is None else shift_labels.reshape(-1)
         targets = targets.to(logits.device)
         n = (targets != frequency.IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
-        kept = self.sums()
-        n_blocks = logits.shape[0]
+        kept, n_blocks = self.sums(), logits.shape[0]
         logits = logits.reshape(-1, logits.shape[-1])
         if self.objective is None or not self.model.training:
             total, loss, correct = token_cross_entropy(
@@ -284,10 +280,9 @@ def record_token_loss(
 ) -> Iterator[None]:
     """Within the context `model(..., labels=labels).loss` is the mean token loss, and adds to `sums` while training.
 
-    Sets the model's loss function, the place transformers provides for it, so that it works unchanged under Trainer,
-    gradient accumulation (normalised by `num_items_in_batch`), autocast and data parallelism. With `sums=None` the
-    same loss is computed and nothing recorded. While training, an `objective` replaces the loss that is minimised, not
-    the one recorded.
+    It works unchanged under Trainer, gradient accumulation (normalised by `num_items_in_batch`), autocast and data
+    parallelism. With `sums=None` the same loss is computed and nothing recorded. For `objective` see
+    `TokenLossFunction`.
     """
     with loss_function(model, TokenLossFunction(model, lambda: sums if model.training else None, objective)):
         yield

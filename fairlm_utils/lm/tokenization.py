@@ -8,7 +8,6 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ import numpy as np
 import pandas as pd
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import cached_file
 
 from fairlm_utils import files, frequency
@@ -49,6 +49,9 @@ _UNSPACED = re.compile(
     "(CJK|IDEOGRAPHIC|HIRAGANA|KATAKANA|HALFWIDTH KATAKANA|BOPOMOFO|YI|THAI|LAO|KHMER|MYANMAR|TIBETAN|JAVANESE|BALINESE"
     "|NEW TAI LUE|TAI LE|TAI THAM|TAI VIET)[ -]"
 )
+
+#: The byte of each character of a byte-level alphabet.
+_BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 @dataclass(frozen=True)
@@ -184,16 +187,14 @@ def train_bpe(
     byte_level = pre_tokenizer == "byte-level"
     tokenizer = Tokenizer(models.BPE(unk_token=None if byte_level else SPECIAL_TOKENS["unk_token"]))
     if byte_level:
-        tokenizer.pre_tokenizer, tokenizer.decoder = (
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-            decoders.ByteLevel(),
-        )
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
     else:
         tokenizer.normalizer = normalizers.Replace(Regex(r"\s+"), " ")
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     if lowercase:
-        parts = [part for part in (tokenizer.normalizer, normalizers.Lowercase()) if part is not None]
-        tokenizer.normalizer = normalizers.Sequence(parts)
+        first = [] if byte_level else [tokenizer.normalizer]
+        tokenizer.normalizer = normalizers.Sequence([*first, normalizers.Lowercase()])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size + len(specials),
         special_tokens=specials,
@@ -246,14 +247,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    if (
-        type(by_class) is not type(tokenizer)
-        and by_class.is_fast
-        and _ids_of_probe(by_class) != _ids_of_probe(tokenizer)
-    ):
+    other_class = type(by_class) is not type(tokenizer) and by_class.is_fast
+    if other_class and _ids_of_probe(by_class) != _ids_of_probe(tokenizer):
         print(
-            f"{name}: transformers' {type(by_class).__name__} tokenizes otherwise than tokenizer.json; "
-            "the file is followed"
+            f"{name}: transformers' {type(by_class).__name__} tokenizes otherwise than tokenizer.json; the file is followed"
         )
     tokenizer.chat_template = None  # not used here, and saved under names that its folder chooses
     return tokenizer
@@ -418,21 +415,12 @@ def spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -
     ]
 
 
-@cache
-def _byte_of() -> dict[str, int]:
-    """The byte of each character of a byte-level alphabet: those that print are themselves, the rest follow in order."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    own = [ord(c) for c in alphabet if ord(c) < 256]
-    return dict(zip(alphabet, [*own, *(b for b in range(256) if b not in own)], strict=True))
-
-
 def _with_bytes(token: str, text: str) -> str:
     if re.fullmatch("<0x[0-9A-F]{2}>", token):  # byte fallback
         return f"<{token[3:5]}>"
-    byte = _byte_of()
-    if not set(token) <= byte.keys():
+    if not set(token) <= _BYTE_OF.keys():
         return text
-    escaped = bytes(byte[c] for c in token).decode("utf-8", "surrogateescape")
+    escaped = bytes(_BYTE_OF[c] for c in token).decode("utf-8", "surrogateescape")
     return "".join(f"<{ord(c) - 0xDC00:02X}>" if "\udc80" <= c <= "\udcff" else c for c in escaped)
 
 
@@ -569,11 +557,9 @@ def low_frequency_shares(
         counts = frequency.token_counts(encode(smaller, documents)[0], n_ids(smaller))
         seen = counts[counts > 0]
         limit = np.percentile(seen, 100 * share) if limit is None else limit
-        low = {
-            "low_frequency": 1 - frequency.types_to_cover(seen, share) / len(seen),
-            "below_percentile": float((seen <= limit).mean()),
-        }
-        rows.insert(0, {"vocab_size": size, "n_tokens": int(counts.sum()), **low})
+        low = 1 - frequency.types_to_cover(seen, share) / len(seen)
+        row = (size, int(counts.sum()), low, float((seen <= limit).mean()))
+        rows.insert(0, dict(zip(columns, row, strict=True)))
     files.write_json(cached, {"key": key, "rows": rows})
     return pd.DataFrame(rows, columns=columns)
 

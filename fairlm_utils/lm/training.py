@@ -20,16 +20,9 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from fairlm_utils import files
 from fairlm_utils.files import first_line
 from fairlm_utils.frequency import target_counts
+from fairlm_utils.lm import remedies
 from fairlm_utils.lm.models import STATE_BYTES, build_model, n_rows, physical_memory, weight_decay_groups
 from fairlm_utils.lm.processes import device, is_main_process, is_out_of_memory, n_processes
-from fairlm_utils.lm.remedies import (
-    CautiousAdamW,
-    FrequencyAwareAdamW,
-    MuonWithAdamW,
-    dropout,
-    frequency_scale,
-    objective,
-)
 from fairlm_utils.lm.token_loss import TokenSums, record_token_loss
 from fairlm_utils.lm.tokenization import TokenizedCorpus, blocks, n_ids
 from fairlm_utils.params import TrainingParams, time_scale
@@ -51,9 +44,8 @@ class Blocks(Dataset):
 
     def __init__(self, input_ids: np.ndarray, labels: np.ndarray, lengths: np.ndarray | None = None):
         self.input_ids, self.labels = torch.from_numpy(input_ids), torch.from_numpy(labels)
-        if lengths is None or (lengths == input_ids.shape[1]).all():
-            self.attention_mask = None
-        else:
+        self.attention_mask = None
+        if lengths is not None and (lengths < input_ids.shape[1]).any():
             self.attention_mask = torch.from_numpy(lengths)[:, None] > torch.arange(input_ids.shape[1])
 
     def __len__(self) -> int:
@@ -88,14 +80,10 @@ def optimizer_and_schedule(
 
     `adam` makes another of the family, from the same arguments.
     """
-    forms = {"decoupled": torch.optim.AdamW, "cautious": CautiousAdamW, "l2": torch.optim.Adam}
+    forms = {"decoupled": torch.optim.AdamW, "cautious": remedies.CautiousAdamW, "l2": torch.optim.Adam}
+    betas = (p.adam_beta1, p.adam_beta2)
     optimizer = (adam or forms[p.weight_decay_form])(
-        groups,
-        lr=p.learning_rate,
-        betas=(p.adam_beta1, p.adam_beta2),
-        eps=p.adam_epsilon,
-        weight_decay=p.weight_decay,
-        fused=True,
+        groups, lr=p.learning_rate, betas=betas, eps=p.adam_epsilon, weight_decay=p.weight_decay, fused=True
     )
     return optimizer, get_scheduler(p.lr_schedule, optimizer, p.warmup_steps, p.steps)
 
@@ -131,10 +119,8 @@ class RecordTokenLoss(TrainerCallback):
             directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self.save(directory / CURVES, open_window)
             # a sharded checkpoint is written by all processes, not all of which are done by now
-            patterns = [] if args.fsdp else ["*"]
-            files.write_json(
-                directory / _COMPLETE, {"step": state.global_step, "sha256": files.digests(directory, patterns)}
-            )
+            sha256 = files.digests(directory, [] if args.fsdp else ["*"])
+            files.write_json(directory / _COMPLETE, {"step": state.global_step, "sha256": sha256})
             # the newest may be cut short by a crash, the one before it is whole; Trainer's own limit goes by the clock
             for old in checkpoints(directory.parent)[2:]:
                 shutil.rmtree(old, ignore_errors=True)
@@ -181,12 +167,12 @@ class _Trainer(Trainer):
             by_row = p.embedding_decay != "uniform"
             groups, _ = weight_decay_groups(model, p.weight_decay, p.decayed_parameters, rows_apart=by_row)
             by_counts, lazy = (p.embedding_decay == name for name in ("frequency", "lazy"))
-            scale = frequency_scale(self.n_train, p.frequency_exponent) if by_counts else None
+            scale = remedies.frequency_scale(self.n_train, p.frequency_exponent) if by_counts else None
             adam: Callable[..., torch.optim.Optimizer] | None = None
             if by_row:
-                adam = partial(FrequencyAwareAdamW, model=model, row_scale=scale, lazy=lazy)
+                adam = partial(remedies.FrequencyAwareAdamW, model=model, row_scale=scale, lazy=lazy)
             elif p.optimizer == "muon":
-                adam = partial(MuonWithAdamW, model=model)
+                adam = partial(remedies.MuonWithAdamW, model=model)
             self.optimizer, self.lr_scheduler = optimizer_and_schedule(p, groups, adam)
         return self.optimizer
 
@@ -248,8 +234,8 @@ def fit(
     if checkpoint:
         print(f"continuing from step {checkpoint.name.removeprefix('checkpoint-')}")
         recorder.resume(checkpoint / CURVES)
-    minimised = objective(p, trainer.n_train)
-    with record_token_loss(model, sums, minimised), dropout(model, p.dropout), _explained(p):
+    minimised = remedies.objective(p, trainer.n_train)
+    with record_token_loss(model, sums, minimised), remedies.dropout(model, p.dropout), _explained(p):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < p.steps:
         return None
@@ -341,9 +327,8 @@ def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) 
         "λ Σ lr, weights left to decay shrink to exp of minus this": decay_sum(p),
         "τ = 1/(lr λ) at the peak rate (epochs)": time_scale(p, epochs),
     }
-    return pd.DataFrame(
-        {"quantity": rows.keys(), "value": [f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" for v in rows.values()]}
-    )
+    shown = [(name, f"{v:,.4g}" if isinstance(v, float) else f"{v:,}") for name, v in rows.items()]
+    return pd.DataFrame(shown, columns=["quantity", "value"])
 
 
 def decay_sum(p: TrainingParams) -> float:

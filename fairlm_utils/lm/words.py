@@ -43,11 +43,7 @@ def bytes_of_each_token(text: str, offsets: np.ndarray) -> np.ndarray:
 
 
 def word_losses(
-    tokenizer: Tokenizer,
-    documents: Sequence[str],
-    ids: np.ndarray,
-    starts: np.ndarray,
-    losses: np.ndarray,
+    tokenizer: Tokenizer, documents: Sequence[str], ids: np.ndarray, starts: np.ndarray, losses: np.ndarray
 ) -> tuple[pd.DataFrame, dict[str, int | float]]:
     """Loss of every word whose pieces are all targets: a row per occurrence, and totals over the tokens of the text.
 
