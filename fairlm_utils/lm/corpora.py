@@ -163,6 +163,10 @@ def python_docs() -> Iterator[str]:
     yield from (text for text in dict.fromkeys(texts) if len(text) >= MIN_CHARACTERS)
 
 
+#: Where statements hold statements, in the order of their fields.
+_STATEMENTS = ("body", "handlers", "orelse", "finalbody", "cases")
+
+
 def _docstrings(root: Path) -> Iterator[str]:
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if name not in _NOT_LIBRARY)
@@ -170,12 +174,15 @@ def _docstrings(root: Path) -> Iterator[str]:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", SyntaxWarning)  # about the library's code, which is only read here
-                    nodes = list(ast.walk(ast.parse(path.read_bytes())))
+                    tree = ast.parse(path.read_bytes())
             except (SyntaxError, ValueError):  # templates and files in other encodings
                 continue
-            for node in nodes:
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                    yield from filter(None, [ast.get_docstring(node)])
+            level: list[ast.AST] = [tree]
+            while level:  # in the order of `ast.walk`, without expressions, most of a tree, which hold no docstring
+                for node in level:
+                    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                        yield from filter(None, [ast.get_docstring(node)])
+                level = [below for node in level for field in _STATEMENTS for below in getattr(node, field, ())]
 
 
 def _location(p: CorpusParams) -> Path | None:
