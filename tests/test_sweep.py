@@ -281,8 +281,10 @@ def test_outcomes_are_counted(capsys):
     assert "2 finished, 1 reused" in capsys.readouterr().out
 
 
-def test_an_experiment_on_remedies_ends_with_their_table_and_picture(miniature, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(reproduce, "RUN_NOTEBOOKS", ("03_evaluation",))  # of single runs one will do here
+def test_an_experiment_on_remedies_ends_with_their_table_and_picture(
+    miniature, tmp_path, capsys, monkeypatch, checked_here
+):
+    monkeypatch.setattr(reproduce, "RUN_NOTEBOOKS", ())  # those of single runs are the pipeline's to show
     values = miniature(experiment="remedies", steps=4, window_steps=2, weight_decay=1.0).model_dump()
     del values["variant"]
     values |= {
