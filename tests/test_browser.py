@@ -112,16 +112,19 @@ def test_a_notebook_in_jupyterlab_shows_charts_and_no_errors(path, lab, browser)
     page.keyboard.press("Escape")
     if path.stem in RUN_ALL:
         run_all(page, sum(map(_shows_number, nbformat.read(path, as_version=4).cells)))
-    page.wait_for_timeout(1500)
-    errors = page.locator(ERROR)
-    assert errors.count() == 0, errors.first.inner_text()[:2000]
-    assert page.locator(STDERR).count() == 0
-    charts = page.locator(".vega-embed")
     expected = sum(
         "application/vnd.vegalite.v5+json" in o.get("data", {})
         for c in nbformat.read(path, as_version=4).cells
         for o in c.get("outputs", [])
     )
+    charts = page.locator(".vega-embed")
+    errors = page.locator(ERROR)
+    deadline = time.monotonic() + 60
+    while charts.count() < expected and not errors.count() and time.monotonic() < deadline:
+        page.wait_for_timeout(500)  # charts are drawn after their cells, late on a busy machine
+    page.wait_for_timeout(1500)
+    assert errors.count() == 0, errors.first.inner_text()[:2000]
+    assert page.locator(STDERR).count() == 0
     assert charts.count() == expected > 0
     for i in range(charts.count()):
         charts.nth(i).scroll_into_view_if_needed()
