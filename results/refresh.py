@@ -14,7 +14,7 @@ def refresh() -> None:
     """Replace, in each page that `make results` made, the figure and the sections that `summary` writes."""
     for page in sorted((files.PROJECT / "results").glob("*/README.md")):
         text = page.read_text(encoding="utf-8")
-        if "then `make results" not in text and "Made by `make results" not in text:
+        if "make results PARAMS" not in text:  # written by hand or by a command of its own
             continue
         results = load_results(page.parent)
         for section in summary.sections(results):

@@ -212,9 +212,7 @@ def remedy_numbers(results: Results) -> pd.DataFrame:
 
 def _calibration_error(reliability: pd.DataFrame, keys: list[str]) -> pd.Series:
     """`metrics.expected_calibration_error` over both frequency classes together."""
-    gaps = reliability.assign(gap=reliability["n_tokens"] * (reliability["confidence"] - reliability["accuracy"]))
-    in_bin = gaps.groupby([*keys, "confidence_bin"])[["gap", "n_tokens"]].sum()
-    total = in_bin.abs().groupby(keys).sum()
+    total = metrics.confidence_gap(reliability, [*keys, "confidence_bin"]).abs().groupby(keys).sum()
     return total["gap"] / total["n_tokens"]
 
 
@@ -471,15 +469,12 @@ def tokenizers(results: Results, confidence: float = 0.95) -> pd.DataFrame:
         row |= {"unigram": group["unigram"].mean(), "loss_none": wide[0.0].mean()}
         rows.append({**row, "best_weight_decay": best, "n_seeds": len(wide)})
         of_seeds = {"loss": wide[own], "forgone": wide[own] - wide[best], "change": wide[compared] - wide[0.0]}
-        by_seed.append(pd.DataFrame(of_seeds).assign(row=len(by_seed)).melt("row", var_name="measure"))
+        by_seed.append(pd.DataFrame(of_seeds).assign(variant=len(by_seed)))
     # over seeds of all rows at once: one call per row takes ten times as long
-    every = pd.concat(by_seed).rename(columns={"row": "bin"})
-    found = mean_interval(every, "value", confidence).pivot(index="bin", columns="measure")
-    table = pd.DataFrame(rows).assign(
-        **{name: found["mean", name] for name in ("loss", "forgone", "change")},
-        **{f"{name}_{end}": found[end, name] for name in ("loss", "forgone") for end in ("low", "high")},
-        **{name: found[name, "change"] for name in ("low", "high", "p_value")},
-    )
+    every, names = pd.concat(by_seed), ("loss", "forgone", "change")
+    found = {name: mean_interval(every, name, confidence).set_index("variant") for name in names}
+    table = pd.DataFrame(rows).join(pd.DataFrame(_with_intervals(found))).assign(p_value=found["change"]["p_value"])
+    table = table.rename(columns={"change_low": "low", "change_high": "high"})
     return table.sort_values(["unit", "split", "bin_low"], kind="stable", ignore_index=True)
 
 

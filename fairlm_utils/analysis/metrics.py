@@ -170,6 +170,12 @@ def reliability(table: pd.DataFrame, calibration: np.ndarray, percentile: float)
     return pd.DataFrame(rows)
 
 
+def confidence_gap(curves: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Confidence less accuracy of `reliability` curves, summed over tokens by `keys`: columns `gap` (tokens) and `n_tokens`."""
+    gaps = curves.assign(gap=curves["n_tokens"] * (curves["confidence"] - curves["accuracy"]))
+    return gaps.groupby(list(keys), sort=False)[["gap", "n_tokens"]].sum()
+
+
 def by_class(table: pd.DataFrame, percentile: float, calibration: np.ndarray | None = None) -> pd.DataFrame:
     """The same means as `by_bin` for low- and high-frequency types (paper, Figure 1)."""
     classes = [(name, members[members["n_eval"] > 0]) for name, members in _classes(table, percentile)]

@@ -102,8 +102,7 @@ def calibration(reliability: pd.DataFrame) -> str:
     The difference of the two means over tokens, in points, at each λ of the table; means over seeds.
     """
     keys = ["split", "frequency_class", "weight_decay", "seed"]
-    summed = reliability.assign(gap=reliability["n_tokens"] * (reliability["confidence"] - reliability["accuracy"]))
-    totals = summed.groupby(keys, sort=False)[["gap", "n_tokens"]].sum()
+    totals = metrics.confidence_gap(reliability, keys)
     gaps = 100 * (totals["gap"] / totals["n_tokens"]).groupby(keys[:3], sort=False).mean()
     parts = []
     for (split, name), own in gaps.groupby(keys[:2], sort=False):

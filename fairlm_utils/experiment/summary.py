@@ -134,7 +134,8 @@ def sections(results: Results) -> list[str]:
 
 def save_picture(results: Results, folder: Path) -> str:
     """Draw an experiment's figure into a folder; the line of its page that shows it."""
-    name = "remedies.png" if has_remedies(results) else "answer.png" if _answer(results) else "loss_by_frequency.png"
+    answered = "answer.png" if "rates" in results.provenance else "loss_by_frequency.png"
+    name = "remedies.png" if has_remedies(results) else answered
     chart = _picture(results)
     picture, *_ = theme.png(chart)
     with files.atomic_path(folder / name) as temporary:

@@ -296,8 +296,8 @@ def _run_on_node(values: dict[str, Any], retries: int) -> Outcome:
 @contextmanager
 def run_environment(n_threads: int) -> Iterator[None]:
     """The environment of processes for runs and notebooks: `n_threads` each, no progress bars of their own."""
-    wanted = {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", **_KEEP_BUFFERS}
-    wanted["OMP_NUM_THREADS"] = str(n_threads)
+    own = {"OMP_NUM_THREADS": str(n_threads), "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    wanted = {**own, **_KEEP_BUFFERS}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

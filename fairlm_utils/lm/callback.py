@@ -201,8 +201,10 @@ class TokenFrequencyCallback(TrainerCallback):
 
     def _train(self, train: Callable, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         self._check_settings()
-        last = resume_from_checkpoint is True
-        self._checkpoint = get_last_checkpoint(self.trainer.args.output_dir) if last else resume_from_checkpoint or None
+        if resume_from_checkpoint is True:
+            self._checkpoint = get_last_checkpoint(self.trainer.args.output_dir)
+        else:
+            self._checkpoint = resume_from_checkpoint or None
         try:
             return train(resume_from_checkpoint, *args, **kwargs)
         finally:

@@ -368,7 +368,8 @@ def weight_decay_groups(
         rows.append((name, "×".join(map(str, parameter.shape)), parameter.numel(), weight_decay if decayed else 0.0))
     table = pd.DataFrame(rows, columns=["parameter", "shape", "n_parameters", "weight_decay"])
     made = [{"params": p, "weight_decay": weight_decay if d else 0.0} for d, p in groups.items() if p]
-    made += [{"params": by_row, "weight_decay": 0.0, "row_weight_decay": weight_decay}] if by_row else []
+    if by_row:
+        made.append({"params": by_row, "weight_decay": 0.0, "row_weight_decay": weight_decay})
     return made, table
 
 

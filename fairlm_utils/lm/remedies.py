@@ -199,11 +199,13 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
 
     def _scale(self, device: torch.device) -> Tensor:
         rows = self._rows
-        key = "seen" if rows["row_scale"] is None else "row_scale"
-        rows[key] = rows[key].to(device)
-        if key == "seen" and torch.distributed.is_available() and torch.distributed.is_initialized():
+        if rows["row_scale"] is not None:
+            rows["row_scale"] = rows["row_scale"].to(device)
+            return rows["row_scale"]
+        rows["seen"] = rows["seen"].to(device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(rows["seen"], torch.distributed.ReduceOp.MAX)
-        return rows[key].to(torch.float32)
+        return rows["seen"].to(torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """As of AdamW; the group of the rows also holds `row_weight_decay`, `row_scale`, `seen` and `owed`."""
