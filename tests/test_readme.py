@@ -11,7 +11,18 @@ import yaml
 
 from fairlm_utils import frequency, params
 from fairlm_utils.__main__ import main
-from fairlm_utils.analysis import claims, comparisons, forgone, ladder, languages, layout, metrics, scale
+from fairlm_utils.analysis import (
+    claims,
+    comparisons,
+    forgone,
+    ladder,
+    languages,
+    layout,
+    metrics,
+    scale,
+    tokenizers,
+    tradeoffs,
+)
 from fairlm_utils.analysis.results import SOME_TABLES, TABLES, load_results
 from fairlm_utils.experiment import cost
 from fairlm_utils.experiment.summary import markdown
@@ -110,12 +121,11 @@ def test_what_is_said_of_the_map_is_what_its_notebook_prints():
 
 def test_what_is_said_of_remedies_is_what_their_table_says():
     regime = load_results(ROOT / "results" / "remedies-regime")
-    judged = comparisons.judge_remedies(comparisons.remedy_numbers(regime))
+    judged = tradeoffs.judge_remedies(tradeoffs.remedy_numbers(regime))
     text = " ".join(README.split())
-    assert comparisons.say_best(judged) in text
+    assert tradeoffs.say_best(judged) in text
     assert (
-        f"By the rule fixed before the runs (100k targets, 10 epochs, 4 seeds) {comparisons.say_remedies(judged)}"
-        in text
+        f"By the rule fixed before the runs (100k targets, 10 epochs, 4 seeds) {tradeoffs.say_remedies(judged)}" in text
     )
     assert judged["n_seeds"].eq(4).all() and "there is nothing to remedy here" in text
     table = judged.set_index("variant")
@@ -129,14 +139,14 @@ def test_what_is_said_of_remedies_is_what_their_table_says():
         f"{table.loc[low, 'p_holm']:.2g}) and the average by {changes[low][0]}; {best} has the lowest average, "
         f"{changes[best][0]}, and theirs changes by {changes[best][1]}; which parameters or rows decay"
     ) in RESULTS
-    kinds = comparisons.kinds_of_remedies(regime.params["variants"])
+    kinds = tradeoffs.kinds_of_remedies(regime.params["variants"])
     assert table.loc[kinds.index[kinds.isin(["which parameters decay", "decay by row"])], "p_holm"].gt(0.05).all()
 
 
 def test_answers_on_the_extremes_are_those_of_the_results():
     """The reviewers' questions on regularisers and remedies of memorised text, on small λ, and on tests."""
     memorised = load_results(ROOT / "results" / "remedies-memorising")
-    judged = comparisons.judge_remedies(comparisons.remedy_numbers(memorised)).set_index("variant")
+    judged = tradeoffs.judge_remedies(tradeoffs.remedy_numbers(memorised)).set_index("variant")
     (best,) = judged.index[judged["recommended"]]
     change = interval(*judged.loc[best, [f"heldout_low_frequency{end}" for end in ("", "_low", "_high")]])
     assert f"Memorised (17 variants), {best} lowers the loss of low-frequency types most, {change}" in RESULTS
@@ -215,13 +225,13 @@ def interval(mean: float, low: float, high: float) -> str:
 
 def of_tokenizers_row() -> str:
     """The reviewers' second question, of tokenizers."""
-    table = comparisons.tokenizers(load_results(ROOT / "results" / "tokenizers"))
+    table = tokenizers.compare(load_results(ROOT / "results" / "tokenizers"))
     held = table[(table["unit"] == "word") & (table["split"] == "held-out")].set_index(["bin", "variant"])
     gpt2, small, large = "GPT-2's BPE, 50,257 types", "trained BPE, 4,101 types", "trained BPE, 16,389 types"
     assert [held.loc[("all", v), "weight_decay"] for v in (gpt2, small, large)] == [0.0, 0.3, 2.0]
     rare = [interval(*held.loc[("1–2", v), ["change", "low", "high"]]) for v in (small, large)]
     losses = [f"{held.loc[('all', v), 'loss']:.2f}" for v in (small, gpt2, large)]
-    assert comparisons.say_tokenizers(table)[0].endswith("choose; nor do they reliably gain by it")
+    assert tokenizers.verdict(table)[0].endswith("choose; nor do they reliably gain by it")
     return (
         f"held-out words choose λ = 0.3 with 4,101 types and λ = 2, the largest tried, with 16,389, and change those of a count of 1–2 by "
         f"{rare[0]} and {rare[1]} nats, neither beyond seeds; under GPT-2's they choose no decay. Loss a word {losses[0]}, {losses[2]} and "

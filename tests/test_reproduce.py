@@ -10,7 +10,7 @@ import pytest
 from fairlm_utils.analysis import charts
 from fairlm_utils.analysis.results import Results, load_results
 from fairlm_utils.experiment import summary
-from tests.test_comparisons import of_tokenizers
+from tests.test_tokenizers import of_tokenizers
 
 ROOT = Path(__file__).parents[1]
 

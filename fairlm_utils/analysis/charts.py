@@ -25,7 +25,7 @@ from fairlm_utils.frequency import SPLITS
 BASELINE_DASHES = {"floor": [2, 2], "unigram": [6, 4], "uniform guess": [10, 3, 2, 3]}
 CLASS_COLOURS = {"low": "#d55e00", "high": "#0072b2"}
 MEASURE_COLOURS = {"token-balanced loss": "#d55e00", "average loss": "#0072b2"}
-#: What a remedy acts on (`comparisons.kind_of_remedy`), in colours of Okabe and Ito.
+#: What a remedy acts on (`tradeoffs.kind_of_remedy`), in colours of Okabe and Ito.
 REMEDY_COLOURS = {
     "reference": "#000000",
     "which parameters decay": "#0072b2",
@@ -313,7 +313,7 @@ def headline(sentence: str, width: int = 84) -> list[str]:
 
 
 def change_by_tokenizer(table: pd.DataFrame, answer: str) -> alt.LayerChart:
-    """Change of the held-out loss of words by their count, one curve per tokenizer; a table of `comparisons.tokenizers`.
+    """Change of the held-out loss of words by their count, one curve per tokenizer; a table of `tokenizers.compare`.
 
     The first of its sentences, `answer`, is the title.
     """

@@ -18,8 +18,8 @@ from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
 from fairlm_utils import files, identity, params
-from fairlm_utils.analysis.comparisons import has_remedies
 from fairlm_utils.analysis.results import Results, load_results
+from fairlm_utils.analysis.tradeoffs import has_remedies
 from fairlm_utils.experiment.sweep import (
     default_workers,
     own_process,

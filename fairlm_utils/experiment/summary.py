@@ -13,8 +13,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from fairlm_utils import files
-from fairlm_utils.analysis import charts, claims, comparisons, languages, metrics, theme
-from fairlm_utils.analysis.comparisons import has_remedies
+from fairlm_utils.analysis import charts, claims, comparisons, languages, metrics, theme, tokenizers, tradeoffs
 from fairlm_utils.analysis.results import Results, write_results
 from fairlm_utils.experiment import cost
 from fairlm_utils.experiment.report import write_report
@@ -34,7 +33,7 @@ def _kept(results: Results) -> Results:
     The latter where losses by word or by language answer a question about variants, each tried at several rates.
     """
     told = results.words is not None or results.languages is not None
-    if not told or "rates" in results.provenance or "variant" not in results.totals or has_remedies(results):
+    if not told or "rates" in results.provenance or "variant" not in results.totals or tradeoffs.has_remedies(results):
         return results
     return comparisons.at_best_rate(results)
 
@@ -43,8 +42,8 @@ def _answer(kept: Results) -> list[str]:
     """Sentences of an experiment whose rates `_kept` has chosen, the answer first; none of others, whose tables say it."""
     if "rates" not in kept.provenance:
         return []
-    by_language, by_word = kept.languages, comparisons.tokenizers
-    said = comparisons.say_tokenizers(by_word(kept)) if by_language is None else languages.verdict(by_language)
+    by_language, by_word = kept.languages, tokenizers.compare
+    said = tokenizers.verdict(by_word(kept)) if by_language is None else languages.verdict(by_language)
     return [*said, *comparisons.say_rates(pd.DataFrame(kept.provenance["rates"]))]
 
 
@@ -56,7 +55,7 @@ def _by_rate(results: Results) -> pd.DataFrame:
         found = comparisons.mean_interval(changes, "difference")
         found = found.assign(λ=found["variant"].map(used), what="small − large, " + found["split"])
     else:
-        found = comparisons.tokenizers(results).query("unit == 'word' and split == 'held-out'")
+        found = tokenizers.compare(results).query("unit == 'word' and split == 'held-out'")
         found = found[found["bin"].isin(found["bin"].unique()[:3])].rename(columns={"change": "mean", "compared": "λ"})
         found["what"] = "words, count " + found["bin"]
     found["change"] = [f"{r.mean:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in found.itertuples()]
@@ -79,14 +78,14 @@ def _tables(results: Results) -> dict[str, pd.DataFrame]:
         return {"Claims": claims.claims(results).drop(columns="model"), **in_common}
     if not (results.totals["weight_decay"] > 0).any():  # a tuning of other parameters
         return in_common
-    if not has_remedies(results):
+    if not tradeoffs.has_remedies(results):
         return {"Change from λ = 0": comparisons.at_weight_decay(results, np.inf), **in_common}
-    numbers = comparisons.remedy_numbers(results)
-    measures = [m for m in comparisons.MEASURES if m in numbers]
-    judged = comparisons.judge_remedies(numbers).round(4)
+    numbers = tradeoffs.remedy_numbers(results)
+    measures = [m for m in tradeoffs.MEASURES if m in numbers]
+    judged = tradeoffs.judge_remedies(numbers).round(4)
     return {
         "Remedies: change from plain decay, sorted by what rare types gain": judged,
-        "Measures": comparisons.mean_sd(numbers, "variant", measures),
+        "Measures": tradeoffs.mean_sd(numbers, "variant", measures),
         **in_common,
     }
 
@@ -94,11 +93,11 @@ def _tables(results: Results) -> dict[str, pd.DataFrame]:
 def _picture(results: Results) -> Any:
     if answer := _answer(results):
         if results.languages is None:
-            return charts.change_by_tokenizer(comparisons.tokenizers(results), answer[0])
+            return charts.change_by_tokenizer(tokenizers.compare(results), answer[0])
         changes = languages.language_changes(results.languages)
         return charts.change_by_language(changes[changes["compared"]], answer[0])
-    if has_remedies(results):
-        points = comparisons.remedy_points(comparisons.remedy_numbers(results), results.params["variants"])
+    if tradeoffs.has_remedies(results):
+        points = tradeoffs.remedy_points(tradeoffs.remedy_numbers(results), results.params["variants"])
         return charts.pareto(points.assign(regime=results.params["experiment"]))
     baselines = metrics.baselines(results.bins, results.totals)
     return charts.by_bin(metrics.over_seeds(results.bins, "loss"), baselines=baselines)
@@ -135,7 +134,7 @@ def sections(results: Results) -> list[str]:
 def save_picture(results: Results, folder: Path) -> str:
     """Draw an experiment's figure into a folder; the line of its page that shows it."""
     answered = "answer.png" if "rates" in results.provenance else "loss_by_frequency.png"
-    name = "remedies.png" if has_remedies(results) else answered
+    name = "remedies.png" if tradeoffs.has_remedies(results) else answered
     chart = _picture(results)
     picture, *_ = theme.png(chart)
     with files.atomic_path(folder / name) as temporary:

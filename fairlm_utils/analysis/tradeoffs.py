@@ -1,0 +1,223 @@
+"""Remedies side by side: what each gains for rare types, what it costs on average, and which one the rule recommends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from fairlm_utils.analysis import metrics
+from fairlm_utils.analysis.comparisons import holm, mean_interval, with_intervals
+from fairlm_utils.analysis.results import Results
+
+#: Variants of an experiment on remedies that the others are measured from.
+NO_DECAY, PLAIN_DECAY = "no decay", "plain decay"
+_EARLIER_NAMES = {"decay on all": PLAIN_DECAY}
+#: What remedies are judged on, the first first.
+MEASURES = {
+    "heldout_average": "held-out average loss",
+    "heldout_balanced": "held-out token-balanced loss",
+    "heldout_rarest": "held-out loss of the rarest types",
+    "heldout_low_frequency": "held-out loss of low-frequency types",
+    "heldout_word": "held-out loss per word",
+    "heldout_ece": "held-out calibration error",
+    "training_average": "training average loss",
+    "training_balanced": "training token-balanced loss",
+    "training_rarest": "training loss of the rarest types",
+}
+
+
+def rarest_bins(bins: pd.DataFrame, share: float = 0.25) -> list[str]:
+    """The lowest frequency bins (n_v ≥ 1) that together hold at least `share` of the types of the training split.
+
+    So the rarest quarter of the vocabulary: a single lowest bin may hold a handful of odd types, such as bytes that occur
+    once.
+    """
+    training = bins[(bins["split"] == "training") & (bins["bin_low"] > 0)]
+    n = training.groupby(["bin_low", "bin"])["n_types"].mean()
+    enough = int((n.cumsum() / n.sum() < share).sum()) + 1
+    return n.index.get_level_values("bin")[:enough].tolist()
+
+
+def rare_loss(bins: pd.DataFrame) -> pd.DataFrame:
+    """Mean loss over the types of `rarest_bins` of every run and split: the keys and `loss`."""
+    rare = bins[bins["bin"].isin(rarest_bins(bins))]
+    keys = [k for k in metrics.KEYS if k in bins and k not in ("bin", "bin_low")]
+    summed = rare.assign(loss=rare["loss"] * rare["n_types"]).groupby(keys, sort=False)[["loss", "n_types"]].sum()
+    return (summed["loss"] / summed["n_types"]).rename("loss").reset_index()
+
+
+def has_remedies(results: Results) -> bool:
+    """Whether an experiment has the variants "no decay" and "plain decay", from which remedies are measured."""
+    return "variant" in results.totals and {NO_DECAY, PLAIN_DECAY} <= set(_named(results.totals)["variant"])
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    return table.replace({"variant": _EARLIER_NAMES})
+
+
+def remedy_numbers(results: Results) -> pd.DataFrame:
+    """What every remedy is judged on, one row per variant and seed: the columns of `MEASURES`, in nats, and the error in [0, 1].
+
+    The rarest types are those of `rarest_bins`; the expected calibration error is that over all targets of the held-out
+    text. `heldout_word` is for the caller to add: under one tokenizer the loss per word is the average loss times the tokens per word.
+    """
+    index = ["variant", "seed"]
+    wide = results.totals.pivot(index=index, columns="split", values=["average_loss", "token_balanced_loss"])
+    rare = rare_loss(results.bins).pivot(index=index, columns="split", values="loss")
+    low = results.classes.query("frequency_class == 'low' and split == 'held-out'").set_index(index)["loss"]
+    numbers = {
+        "heldout_average": wide["average_loss"]["held-out"],
+        "heldout_balanced": wide["token_balanced_loss"]["held-out"],
+        "heldout_rarest": rare["held-out"],
+        "heldout_low_frequency": low,
+        "heldout_ece": _calibration_error(results.reliability.query("split == 'held-out'"), index),
+        "training_average": wide["average_loss"]["training"],
+        "training_balanced": wide["token_balanced_loss"]["training"],
+        "training_rarest": rare["training"],
+    }
+    return _named(pd.DataFrame(numbers).reset_index())
+
+
+def _calibration_error(reliability: pd.DataFrame, keys: list[str]) -> pd.Series:
+    """`metrics.expected_calibration_error` over both frequency classes together."""
+    total = metrics.confidence_gap(reliability, [*keys, "confidence_bin"]).abs().groupby(keys).sum()
+    return total["gap"] / total["n_tokens"]
+
+
+def judge_remedies(numbers: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """The change of every number from plain decay, paired by seed, and which remedy the rule recommends: a row per variant.
+
+    Sorted by what low-frequency types gain on held-out text. Columns: variant, recommended, not_worse, p_holm, n_seeds and, for
+    each measure of `numbers` (see `remedy_numbers`), its mean change with Student-t interval (_low, _high). The rule:
+
+    1. there is something to remedy: plain decay lowers the held-out average of no decay, by an interval above 0;
+    2. `not_worse`: no interval above 0 of the change of the held-out average, uncorrected, so that few variants pass;
+    3. of these, the largest fall of the held-out loss of low-frequency types with `p_holm` below 1 − confidence: the
+       two-sided paired t test, Holm-corrected over all variants but plain decay.
+
+    Raises ValueError if the variants "no decay" and "plain decay" are not among them.
+    """
+    if not {NO_DECAY, PLAIN_DECAY} <= set(numbers["variant"]):
+        raise ValueError(f"remedies are measured from the variants {NO_DECAY!r} and {PLAIN_DECAY!r}; add them")
+    table = numbers.set_index(["variant", "seed"])
+    changes = table.sub(table.loc[PLAIN_DECAY], level="seed").reset_index()
+    of = {m: mean_interval(changes, m, confidence).set_index("variant") for m in MEASURES if m in table}
+    low, average = of["heldout_low_frequency"], of["heldout_average"]
+    not_worse, p_holm = ~(average["low"] > 0), holm(low["p_value"].drop(PLAIN_DECAY)).reindex(low.index)
+    able = low["mean"][not_worse & (p_holm < 1 - confidence) & (low["mean"] < 0)]
+    best = able.idxmin() if len(able) and average.loc[NO_DECAY, "low"] > 0 else None
+    judged = {"recommended": low.index == best, "not_worse": not_worse, "p_holm": p_holm, "n_seeds": low["n_seeds"]}
+    judged |= with_intervals(of)
+    return pd.DataFrame(judged, index=low.index).sort_values("heldout_low_frequency", kind="stable").reset_index()
+
+
+def say_remedies(judged: pd.DataFrame) -> str:
+    """The sentence that a table of `judge_remedies` supports: the remedy recommended, or why none is."""
+    rows = {row["variant"]: row for row in judged.to_dict("records")}
+    none, others = rows[NO_DECAY], [row for name, row in rows.items() if name != PLAIN_DECAY]
+    without = f"against no decay ({_by(none, 'heldout_low_frequency', -1)})"
+    if not none["heldout_average_low"] > 0:
+        return (
+            "there is nothing to remedy here: plain decay does not lower the held-out average loss beyond seed-to-seed variation "
+            f"({_by(none, 'heldout_average', -1)} against no decay), so that no decay is as good or better"
+        )
+    if judged["recommended"].any():
+        best = next(row for row in others if row["recommended"])
+        costs = [f"{words} ({_by(best, m)})" for m, words in MEASURES.items() if best.get(f"{m}_low", 0) > 0]
+        costly = f"it raises the {', the '.join(costs)}" if costs else "no other measure rises"
+        return (
+            f"recommended: {best['variant']}, which changes the held-out loss of low-frequency types by "
+            f"{_by(best, 'heldout_low_frequency')}, Holm-corrected p = {best['p_holm']:.2g} over {len(others)} variants, and "
+            f"the held-out average by {_by(best, 'heldout_average')} from plain decay, {best['n_seeds']} seeds; {costly}"
+        )
+    able = [row for row in others if row["not_worse"]]
+    nearest = f" (the nearest, {able[0]['variant']}: {_by(able[0], 'heldout_low_frequency')})" if able else ""
+    rest = (
+        f"and of the {len(able)} of {len(others)} variants whose held-out average is not worse, none lowers it further by more "
+        f"than seed-to-seed variation, Holm-corrected{nearest}"
+    )
+    if none["heldout_low_frequency_high"] < 0:
+        return f"no remedy helps here: plain decay raises the held-out loss of low-frequency types {without}, {rest}"
+    verb = "lowers" if none["heldout_low_frequency_low"] > 0 else "does not raise"
+    return f"no remedy is needed here: plain decay {verb} the held-out loss of low-frequency types {without}, {rest}"
+
+
+def say_best(judged: pd.DataFrame) -> str:
+    """Which variant of `judge_remedies` lowers the held-out average most, and which the loss of rare types at no worse average."""
+    average, low = "heldout_average", "heldout_low_frequency"
+    able = judged[judged["not_worse"]]
+    first, second = (row.to_dict() for row in (judged.loc[judged[average].idxmin()], able.loc[able[low].idxmin()]))
+    return (
+        f"Of {len(judged) - 1} variants beside plain decay {first['variant']} has the lowest {MEASURES[average]} "
+        f"({_by(first, average)}; {MEASURES[low]} {_by(first, low)}); of the {len(able)} whose average is not worse, "
+        f"{second['variant']} has the lowest {MEASURES[low]} ({_by(second, low)}, Holm-corrected p = {second['p_holm']:.2g}; average "
+        f"{_by(second, average)})"
+    )
+
+
+def _by(row: Mapping[str, Any], measure: str, sign: int = 1) -> str:
+    """A change with its interval; with sign −1 that from this variant to plain decay."""
+    low, high = sorted((sign * row[f"{measure}_low"], sign * row[f"{measure}_high"]))
+    return f"{sign * row[measure]:+.3f}{'' if measure == 'heldout_ece' else ' nats'}, {low:+.3f} to {high:+.3f}"
+
+
+def kind_of_remedy(own: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
+    """What a variant acts on, from its parameters `own` and those of plain decay: for colours and for order."""
+    changed = {k for k, v in own.items() if v != plain.get(k)}
+    if not changed - {"weight_decay"}:
+        return "reference"
+    loss, row = changed & {"loss_weight_exponent", "logit_adjustment"}, "embedding_decay" in changed
+    if loss and "decayed_parameters" in changed:
+        return "loss and which decay"
+    if loss:
+        return "loss and decay by row" if row else "loss"
+    if row:
+        return "decay by row"
+    if changed & {"dropout", "label_smoothing", "steps"}:
+        return "other regulariser"
+    if changed & {"optimizer", "learning_rate"} or own.get("weight_decay_form") == "cautious":
+        return "optimiser"
+    return "which parameters decay" if "decayed_parameters" in changed else "other regulariser"
+
+
+def kinds_of_remedies(variants: Mapping[str, Mapping[str, Any]]) -> pd.Series:
+    """`kind_of_remedy` of each of an experiment's variants, by name; no decay is a reference at its own rate too."""
+    named = {_EARLIER_NAMES.get(name, name): own for name, own in variants.items()}
+    kinds = {name: kind_of_remedy(own, named[PLAIN_DECAY]) for name, own in named.items()}
+    return pd.Series({**kinds, NO_DECAY: "reference"} if NO_DECAY in kinds else kinds, dtype="object")
+
+
+def pareto_front(x: pd.Series, y: pd.Series) -> pd.Series:
+    """Whether no other point is at least as low on both and lower on one.
+
+    >>> pareto_front(pd.Series([1.0, 2.0, 3.0]), pd.Series([3.0, 1.0, 2.0])).tolist()
+    [True, True, False]
+    """
+    pairs = list(zip(x, y, strict=True))
+    beaten = [any(a <= p and b <= q and (a, b) != (p, q) for a, b in pairs) for p, q in pairs]
+    return ~pd.Series(beaten, index=x.index)
+
+
+def remedy_points(
+    numbers: pd.DataFrame, variants: Mapping[str, Mapping[str, Any]], confidence: float = 0.95
+) -> pd.DataFrame:
+    """Points of `charts.pareto`: held-out average and low-frequency loss with intervals over seeds, and what the rule says."""
+    names = ("heldout_average", "heldout_low_frequency")
+    tables = {name: metrics.over_seeds(numbers, name, confidence).set_index("variant") for name in names}
+    frame = pd.DataFrame(with_intervals(tables)).reset_index()
+    recommended = judge_remedies(numbers, confidence).set_index("variant")["recommended"]
+    return frame.assign(
+        kind_of_remedy=frame["variant"].map(kinds_of_remedies(variants)),
+        front=pareto_front(frame["heldout_average"], frame["heldout_low_frequency"]),
+        recommended=frame["variant"].map(recommended),
+    )
+
+
+def mean_sd(frame: pd.DataFrame, by: str, values: Sequence[str]) -> pd.DataFrame:
+    """A table to read: `mean ± sd` over seeds of each of `values`, one row per value of `by`, in the order they come."""
+    grouped = frame.groupby(by, sort=False)[list(values)]
+    mean, sd = grouped.mean(), grouped.std()
+    cells = {v: [f"{a:.3f} ± {b:.3f}" for a, b in zip(mean[v], sd[v], strict=True)] for v in values}
+    return pd.DataFrame(cells, index=mean.index).reset_index()
