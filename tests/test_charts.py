@@ -157,6 +157,9 @@ ALL = {
     "coloured_tokens": charts.coloured_tokens(
         ["<script>alert(1)</script>", ' "x"', "\n", "y"], ["low", "high", "high", "low"]
     ),
+    "in_context": charts.in_context(
+        pd.DataFrame({"token": ["a", " rare"], "n_train": [9, 1], "loss": [np.nan, 2.0], "unigram": 3.0}), 1, chance=4.0
+    ),
     "hurt_tokens": charts.hurt_tokens(
         pd.DataFrame({"token": ["a\n", "a\n"], "token_id": [1, 2], "n_train": 3, "loss": [2.0, 0.1], "accuracy": 0.5}),
         chance=1.5,
@@ -365,3 +368,10 @@ def test_types_that_read_the_same_keep_a_bar_each():
     (drawn,), keys = spec["datasets"][guess["data"]["name"]], bars["encoding"]["y"]["sort"]
     assert len(set(keys)) == 2 and drawn == {"loss": 1.5}
     assert keys == [row["key"] for row in spec["datasets"][bars["data"]["name"]]]
+
+
+def test_a_text_in_context_is_bold_where_its_types_are_rare():
+    bold, other = (layer for layer in ALL["in_context"].to_dict()["layer"] if layer["mark"]["type"] == "text")
+    assert bold["mark"]["fontWeight"] == "bold" and "fontWeight" not in other["mark"]
+    assert [row["bold"] for row in rows_of(ALL["in_context"])] == [False, True]
+    assert "bold" in str(bold["transform"]) and "!" in str(other["transform"])

@@ -125,6 +125,20 @@ def test_padded_documents_are_measured_as_they_are_alone(corpus, kind):
     assert sums[:, 1].sum() == pytest.approx(total, rel=1e-5)
 
 
+def test_a_text_in_context_costs_what_it_costs_by_hand(corpus):
+    tokenizer, model = tokenizer_of(corpus), model_of("llama", 320)
+    text, counts = " ".join(corpus.heldout[0].split()[:3]), np.arange(320)
+    table = evaluation.in_context(model, tokenizer, text, counts)
+    ids, _ = encode(tokenizer, [text])
+    with torch.no_grad():
+        log_p = model(input_ids=torch.tensor(ids[None].astype(np.int64))).logits[0].double().log_softmax(-1)
+    expected = [-log_p[t, y].item() for t, y in enumerate(ids[1:].tolist())]
+    assert table["loss"].tolist() == pytest.approx([np.nan, *expected], abs=1e-4, nan_ok=True)
+    assert table["n_train"].tolist() == ids.tolist() and "".join(table["token"][:-1]) == text
+    with pytest.raises(files.RunError, match="shorten it"):
+        evaluation.in_context(model, tokenizer, text * 1000, counts)
+
+
 def test_blocks_without_padding_have_no_mask():
     ids = np.zeros((2, 4), dtype=np.int64)
     for lengths in (None, np.array([4, 4])):

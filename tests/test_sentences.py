@@ -117,6 +117,15 @@ def test_tokens_are_counted_and_the_most_hurt_is_named():
     )
 
 
+def test_the_rare_and_the_frequent_targets_of_a_text_are_told_apart():
+    table = pd.DataFrame(
+        {"token": ["a", " b", " c"], "n_train": [9, 1, 2], "loss": [np.nan, 4.0, 1.0], "unigram": [1.0, 5.0, 3.0]}
+    )
+    said = sentences.in_context(table, 1)
+    assert said.startswith("The 1 targets of low-frequency types cost 4.00 nats on average, the other 1 1.00. ")
+    assert "5.00 and 3.00; the dearest is 'b' (4.00 nats, seen 1 times)" in said
+
+
 def test_confidence_is_compared_with_accuracy_over_tokens_and_seeds():
     rows = [
         ("low", 0.0, 0, 30, 0.9, 0.5),

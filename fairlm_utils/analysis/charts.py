@@ -895,39 +895,58 @@ def coloured_tokens(
     `columns` characters, of which a full-width one takes two and a combining mark none; a longer token is cut. Tokens
     without any white space, from a tokenizer that splits it away, are set one column apart.
     """
-    apart = int(not any(c.isspace() for token in tokens for c in token))
+    frame = pd.DataFrame({"token": tokens, "frequency class": classes})
+    colour = _category(alt.Color, "frequency class", CLASS_COLOURS)
+    return _text(frame, columns, colour, ["text:N", "frequency class:N"], opacity=0.28).properties(
+        title="An example document",
+        description="The beginning of a document with every token shaded by whether its type is low- or high-frequency",
+    )
+
+
+def in_context(frame: pd.DataFrame, most: int, chance: float, columns: int = 84) -> alt.LayerChart | alt.FacetChart:
+    """A text, token by token, shaded by each one's loss (nats), from 0 to `chance` or above; a table of `evaluation.in_context`.
+
+    Tokens of at most `most` training counts, the low-frequency ones, are bold. Lines are those of `coloured_tokens`.
+    """
+    scale = alt.Scale(range=["#fff7ee", "#f68c3f"], domain=[0, chance], clamp=True)
+    count = alt.Tooltip("n_train:Q", title="training count", format=",")
+    shown = frame.assign(bold=frame["n_train"] <= most)
+    colour = alt.Color("loss:Q", title="loss (nats)", scale=scale)
+    return _text(shown, columns, colour, ["text:N", count, *_numbers(".3f", "loss", "unigram")]).properties(
+        title="A text, token by token",
+        description="The tokens of a text in their order, shaded by their loss; those of low-frequency types are bold",
+    )
+
+
+def _text(
+    frame: pd.DataFrame, columns: int, colour: alt.Color, tooltip: list[Any], **box: Any
+) -> alt.LayerChart | alt.FacetChart:
+    """The column token of a table as running text on boxes of a colour, bold where its column of that name is true."""
+    apart = int(not any(c.isspace() for token in frame["token"] for c in token))
     rows, x, y = [], 0, 0
-    for token, name in zip(tokens, classes, strict=True):
-        for piece in _lines(token, columns):
+    for own in frame.to_dict("records"):
+        for piece in _lines(own["token"], columns):
             width = max(1, _width(piece))
             spaces = _width(piece[: len(piece) - len(piece.lstrip())])  # the renderer trims them: letters start behind
             if x + width > columns and x:
                 x, y = 0, y + 1
-            rows.append(
-                {"x": x, "letters": x + spaces, "end": x + width, "y": y, "text": piece, "frequency class": name}
-            )
+            rows.append({**own, "x": x, "letters": x + spaces, "end": x + width, "y": y, "text": piece})
             x += width + apart
-        if "\n" in token:
+        if "\n" in own["token"]:
             x, y = 0, y + 1
-    frame = pd.DataFrame(rows)
-    base = alt.Chart(frame).encode(
+    base = alt.Chart(pd.DataFrame(rows).drop(columns="token")).encode(
         x=alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, columns + 2], nice=False)),
         y=alt.Y("y:O", axis=None),
-        tooltip=["text:N", "frequency class:N"],
+        tooltip=tooltip,
     )
-    box = base.mark_bar(opacity=0.28, stroke="white", strokeWidth=1).encode(
-        x2="end:Q",
-        color=alt.Color("frequency class:N").scale(domain=list(CLASS_COLOURS), range=list(CLASS_COLOURS.values())),
-    )
-    letters = base.mark_text(align="left", font="DejaVu Sans Mono, monospace", fontSize=11, color="#202020").encode(
-        x="letters:Q", text="text:N"
-    )
-    return alt.layer(box, letters).properties(
-        width=(columns + 2) * 6.65,
-        height=alt.Step(20),
-        title="An example document",
-        description="The beginning of a document with every token shaded by whether its type is low- or high-frequency",
-    )
+    boxes = base.mark_bar(stroke="white", strokeWidth=1, **box).encode(x2="end:Q", color=colour)
+    style: dict[str, Any] = {"align": "left", "font": "DejaVu Sans Mono, monospace", "fontSize": 11, "color": "#202020"}
+    letters = [base.mark_text(**style)]
+    if "bold" in frame:  # no encoding has the weight of a font
+        bold, other = (base.transform_filter(is_drawn) for is_drawn in (alt.datum["bold"], ~alt.datum["bold"]))
+        letters = [bold.mark_text(fontWeight="bold", **style), other.mark_text(**style)]
+    drawn = [text.encode(x="letters:Q", text="text:N") for text in letters]
+    return alt.layer(boxes, *drawn).properties(width=(columns + 2) * 6.65, height=alt.Step(20))
 
 
 def hurt_tokens(frame: pd.DataFrame, chance: float) -> alt.LayerChart | alt.FacetChart:

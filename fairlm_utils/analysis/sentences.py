@@ -146,6 +146,18 @@ def tokens(table: pd.DataFrame, split: str = "training") -> str:
     )
 
 
+def in_context(table: pd.DataFrame, most: int) -> str:
+    """What the targets of a text cost, the rare ones (at most `most` training counts) and the others; of `evaluation.in_context`."""
+    targets = table.dropna()
+    rare, others = (targets[side] for side in (targets["n_train"] <= most, targets["n_train"] > most))
+    dearest = targets.loc[targets["loss"].idxmax()]
+    return (
+        f"The {len(rare)} targets of low-frequency types cost {rare['loss'].mean():.2f} nats on average, the other {len(others)} "
+        f"{others['loss'].mean():.2f}. By the unigram they would cost {rare['unigram'].mean():.2f} and {others['unigram'].mean():.2f}; the "
+        f"dearest is {dearest['token'].strip()!r} ({dearest['loss']:.2f} nats, seen {dearest['n_train']:,} times)"
+    )
+
+
 #: Two readings of the paper's low-frequency types, columns of `tokenization.low_frequency_shares`.
 LOW_FREQUENCY = {
     "low_frequency": "outside the types that cover 95 % of tokens",

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlm_utils import files
-from fairlm_utils.frequency import IGNORE_INDEX
+from fairlm_utils.frequency import IGNORE_INDEX, unigram_loss
 from fairlm_utils.lm import languages, training
 from fairlm_utils.lm.models import n_rows
 from fairlm_utils.lm.token_loss import TokenSums, prediction_statistics, shifted_targets
-from fairlm_utils.lm.tokenization import TokenizedCorpus, n_ids, spell, token_kinds
+from fairlm_utils.lm.tokenization import TokenizedCorpus, encode, n_ids, spell, token_kinds
 from fairlm_utils.params import EvaluationParams
 
 
@@ -88,6 +88,23 @@ def token_sums(
             f"{dtype} overflows; choose another checkpoint or dtype"
         )
     return Predictions(sums, calibration.read().reshape(vocab_size, n_bins, 3))
+
+
+def in_context(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, n_train: np.ndarray
+) -> pd.DataFrame:
+    """Every token of `text` in its order, each predicted from those before it: columns token, n_train, loss and unigram (nats).
+
+    `n_train` [vocabulary] are training counts, and `unigram` is the loss that they alone explain. The end of the text is the
+    last token; the first has no loss (NaN). Raises RunError for a text of more tokens than the model takes.
+    """
+    ids, _ = encode(tokenizer, [text])
+    if len(ids) > (longest := getattr(model.config, "max_position_embeddings", len(ids))):
+        raise files.RunError(f"the text has {len(ids)} tokens, and the model takes {longest}; shorten it")
+    block, losses = torch.from_numpy(ids.astype(np.int64)), list[np.ndarray]()
+    token_sums(model, [{"input_ids": block, "labels": block}], batch_size=1, losses=losses)
+    table = pd.DataFrame({"token": spell(tokenizer, ids), "n_train": n_train[ids], "loss": losses[0][0]})
+    return table.assign(unigram=unigram_loss(n_train)[ids])
 
 
 def by_label(loss: torch.Tensor, targets: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
