@@ -321,7 +321,7 @@ class GeneralizationParams(Parameters):
     map_table: GivenPath = _param(
         "results/map/map.csv", "losses of every run of the map, see fairlm_utils.analysis.forgone"
     )
-    best_results: GivenPath = _param("results/map", "results of the setting of the lowest held-out loss, at every λ")
+    best_results: GivenPath = _param("results/map", "results of the best setting of those run at every λ")
     language_results: GivenPath = _param("results/languages", "results by language")
     tokenizer_results: GivenPath = _param("results/tokenizers", "results by tokenizer")
     memorising: GivenPath = _param("results/lambda-memorising", "results of runs that see each block many times")

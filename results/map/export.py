@@ -16,7 +16,7 @@ from fairlm_utils.analysis.results import TABLES, load_results, write_results
 FOLDER = files.PROJECT / "results" / "map"
 #: Experiments on the map, and the cell that all runs of an experiment without cells of its own are in.
 EXPERIMENTS = {"map": "", "widths": "100k targets, 10 epochs, "}
-#: The setting of the lowest held-out loss of all, of which all tables are kept.
+#: The setting of the lowest held-out loss of those run at every λ, of which all tables are kept.
 BEST = "400k targets, 10 epochs, lr 0.004"
 
 
