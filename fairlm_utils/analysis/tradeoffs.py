@@ -151,16 +151,15 @@ def say_best(judged: pd.DataFrame) -> str:
     first, second = (row.to_dict() for row in (judged.loc[judged[average].idxmin()], able.loc[able[low].idxmin()]))
     return (
         f"Of {len(judged) - 1} variants beside plain decay {first['variant']} has the lowest {MEASURES[average]} "
-        f"({_by(first, average)}; {MEASURES[low]} {_by(first, low)}); of the {len(able)} whose average is not worse, "
-        f"{second['variant']} has the lowest {MEASURES[low]} ({_by(second, low)}, Holm-corrected p = {second['p_holm']:.2g}; average "
-        f"{_by(second, average)})"
+        f"({_by(first, average)}); of the {len(able)} whose average is not worse, {second['variant']} has the lowest "
+        f"{MEASURES[low]} ({_by(second, low)}, Holm-corrected p = {second['p_holm']:.2g})"
     )
 
 
 def _by(row: Mapping[str, Any], measure: str, sign: int = 1) -> str:
     """A change with its interval; with sign −1 that from this variant to plain decay."""
     low, high = sorted((sign * row[f"{measure}_low"], sign * row[f"{measure}_high"]))
-    return f"{sign * row[measure]:+.3f}{'' if measure == 'heldout_ece' else ' nats'}, {low:+.3f} to {high:+.3f}"
+    return f"{sign * row[measure]:+.3f}{'' if measure == 'heldout_ece' else ' nats'} [{low:+.3f}, {high:+.3f}]"
 
 
 def kind_of_remedy(own: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
