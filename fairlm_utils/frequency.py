@@ -53,7 +53,7 @@ IGNORE_INDEX = -100
 UNSEEN = "0"
 
 
-#: The texts that a model is evaluated on, never mixed.
+#: The texts that a model is evaluated on, never mixed, as tables and sentences spell them; `train` and `heldout` in other names.
 SPLITS = ("training", "held-out")
 
 

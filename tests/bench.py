@@ -74,7 +74,7 @@ class Setting:
             {**single, "steps": steps, "window_steps": 10, "checkpoint_steps": 10**6, **changes}
         )
         self.corpus = tokenization.tokenize_corpus(self.p)
-        self.data = training.training_blocks(self.p, self.corpus)
+        self.data = training.train_blocks(self.p, self.corpus)
 
     def model(self) -> torch.nn.Module:
         model = build_model(self.p.model, len(self.corpus.tokenizer), self.p.context, seed=0)

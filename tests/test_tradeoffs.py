@@ -36,7 +36,7 @@ def remedies(**changes: tuple[float, float]) -> pd.DataFrame:
             {
                 "variant": name, "seed": seed, "heldout_average": 5 + 0.5 * seed + average + e * (name != "plain decay"),
                 "heldout_low_frequency": 7 - 0.5 * seed + low + e * (name != "plain decay"), "heldout_ece": 0.1,
-                "training_average": 3 - low + 0.001 * e,
+                "train_average": 3 - low + 0.001 * e,
             }
             for name, (average, low) in changes.items() for seed, e in enumerate((-0.01, 0.0, 0.01))
         ]
@@ -116,8 +116,8 @@ def test_what_remedies_are_judged_on_comes_from_the_tables():
     assert tradeoffs.has_remedies(results)
     numbers = tradeoffs.remedy_numbers(results).set_index("variant")
     row = numbers.loc["plain decay"]
-    assert (row["training_balanced"], row["heldout_average"], row["heldout_balanced"]) == (2.0, 2.0, 3.0)
-    assert (row["training_rarest"], row["heldout_rarest"], row["heldout_low_frequency"]) == (5.0, 6.0, 1.0)
+    assert (row["train_balanced"], row["heldout_average"], row["heldout_balanced"]) == (2.0, 2.0, 3.0)
+    assert (row["train_rarest"], row["heldout_rarest"], row["heldout_low_frequency"]) == (5.0, 6.0, 1.0)
     assert row["heldout_ece"] == pytest.approx(0.3 * 4 / 8)
 
 

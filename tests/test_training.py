@@ -52,7 +52,7 @@ def test_a_run_keeps_its_parameters_and_origin(run, miniature):
 
 def test_recorded_counts_are_the_targets_trained_on(run, miniature):
     p = miniature()
-    data = training.training_blocks(p, tokenization.tokenize_corpus(p))
+    data = training.train_blocks(p, tokenization.tokenize_corpus(p))
     steps, counts, loss_sums, correct = training.load_curves(run)
     assert steps.tolist() == [4, 8, 12]
     n = frequency.target_counts(data.labels.numpy(), counts.shape[1])
@@ -64,7 +64,7 @@ def test_recorded_counts_are_the_targets_trained_on(run, miniature):
 def test_the_average_of_the_table_is_the_models_own_loss(run, miniature):
     p = miniature()
     model = load_model(run / "model", 0)
-    data = training.training_blocks(p, tokenization.tokenize_corpus(p))
+    data = training.train_blocks(p, tokenization.tokenize_corpus(p))
     with torch.inference_mode():
         own = model(input_ids=data.input_ids, labels=data.labels).loss
     table = read_token_table(run, "training")
@@ -78,7 +78,7 @@ def test_batch_size_order_and_padding_leave_per_token_means_unchanged(run, minia
     p = miniature()
     model = load_model(run / "model", 0)
     corpus = tokenization.tokenize_corpus(p)
-    data = training.training_blocks(p, corpus)
+    data = training.train_blocks(p, corpus)
     reference = evaluation.token_sums(model, data, 64)
     order = np.random.default_rng(0).permutation(len(data))
     pad = corpus.tokenizer.pad_token_id
@@ -127,7 +127,7 @@ def test_documents_that_are_padded_train_and_count_real_tokens_only(miniature):
     p = miniature(packing=False, context=200, max_train_blocks=16, steps=2, experiment="padded")
     run = runs.evaluate(p)
     corpus = tokenization.tokenize_corpus(p)
-    data = training.training_blocks(p, corpus)
+    data = training.train_blocks(p, corpus)
     table = read_token_table(run, "training")
     assert table["n_eval"].sum() == int((shifted_targets(data.labels) != -100).sum()) < 16 * 199
     assert table["n_eval"][corpus.tokenizer.pad_token_id] == 0
@@ -207,13 +207,13 @@ def test_derived_quantities_follow_from_the_parameters(miniature):
     p = miniature(weight_decay=2.0, lr_schedule="linear", steps=10)
     corpus = tokenization.tokenize_corpus(p)
     model = build_model(p.model, len(corpus.tokenizer), p.context, 0)
-    table = training.derived_quantities(p, model, training.training_blocks(p, corpus)).set_index("quantity")["value"]
+    table = training.derived_quantities(p, model, training.train_blocks(p, corpus)).set_index("quantity")["value"]
     assert table["targets per step"] == str(8 * 15) and float(table["epochs"]) == pytest.approx(10 * 8 / 24, rel=1e-3)
     # a linear schedule from η to 0 over T steps sums to η (T + 1) / 2
     assert training.decay_sum(p) == pytest.approx(2.0 * 3e-3 * 5.5)
     assert np.isnan(training.decay_sum(p.model_copy(update={"weight_decay_form": "l2"})))
     assert float(table["τ = 1/(lr λ) at the peak rate (epochs)"]) == pytest.approx(10 * 8 / 24 / 0.06, rel=1e-3)
-    n_train = frequency.target_counts(training.training_blocks(p, corpus).labels.numpy(), len(corpus.tokenizer))
+    n_train = frequency.target_counts(training.train_blocks(p, corpus).labels.numpy(), len(corpus.tokenizer))
     assert float(table["parameters per target"].replace(",", "")) == pytest.approx(
         model.num_parameters() / n_train.sum(), rel=1e-3
     )

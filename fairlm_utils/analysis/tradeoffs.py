@@ -22,9 +22,9 @@ MEASURES = {
     "heldout_low_frequency": "held-out loss of low-frequency types",
     "heldout_word": "held-out loss per word",
     "heldout_ece": "held-out calibration error",
-    "training_average": "training average loss",
-    "training_balanced": "training token-balanced loss",
-    "training_rarest": "training loss of the rarest types",
+    "train_average": "training average loss",
+    "train_balanced": "training token-balanced loss",
+    "train_rarest": "training loss of the rarest types",
 }
 
 
@@ -73,9 +73,9 @@ def remedy_numbers(results: Results) -> pd.DataFrame:
         "heldout_rarest": rare["held-out"],
         "heldout_low_frequency": low,
         "heldout_ece": _calibration_error(results.reliability.query("split == 'held-out'"), index),
-        "training_average": wide["average_loss"]["training"],
-        "training_balanced": wide["token_balanced_loss"]["training"],
-        "training_rarest": rare["training"],
+        "train_average": wide["average_loss"]["training"],
+        "train_balanced": wide["token_balanced_loss"]["training"],
+        "train_rarest": rare["training"],
     }
     return _named(pd.DataFrame(numbers).reset_index())
 

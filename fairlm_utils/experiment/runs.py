@@ -193,7 +193,7 @@ def write_predictions(
     `losses` [blocks, context] by split, as `token_sums` gives them, are there if the run `needs_losses`.
     """
     vocab_size = len(predictions["training"].by_type)
-    train = training.training_blocks(p, corpus)
+    train = training.train_blocks(p, corpus)
     n_train, baselines = target_counts(train.labels.numpy(), vocab_size), floor.baselines(train, vocab_size)
     steps, counts, loss_sums, _ = training.load_curves(directory)
     speed = metrics.learning_speed(steps, counts, loss_sums, vocab_size)

@@ -281,7 +281,7 @@ def train(points: Sequence[EvaluationParams], pool: Executor) -> list[Future]:
         return []
     started = time.monotonic()
     corpus = tokenize_corpus(points[0])
-    stack = Stack(points, n_ids(corpus.tokenizer), training.training_blocks(points[0], corpus))
+    stack = Stack(points, n_ids(corpus.tokenizer), training.train_blocks(points[0], corpus))
     bar = files.progress(total=points[0].steps, unit="step", desc=f"{len(points)} runs")
     with processes.threads(points[0].n_threads), bar:
         ends, windows = stack.run(lambda _: bar.update())

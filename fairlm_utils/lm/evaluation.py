@@ -166,7 +166,7 @@ def check_ids(ids: np.ndarray, n: int, tokenizer: PreTrainedTokenizerBase, name:
 
 def evaluated_blocks(p: EvaluationParams, corpus: TokenizedCorpus) -> dict[str, Dataset]:
     """The blocks that a run is evaluated on, by split."""
-    train = training.training_blocks(p, corpus)
+    train = training.train_blocks(p, corpus)
     n = min(p.max_evaluated_train_blocks or len(train), len(train))
     return {"training": Subset(train, range(n)), "held-out": training.heldout_blocks(p, corpus)}
 

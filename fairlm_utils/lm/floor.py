@@ -11,7 +11,7 @@ import pandas as pd
 from fairlm_utils import frequency
 from fairlm_utils.frequency import IGNORE_INDEX, SPLITS
 from fairlm_utils.lm.tokenization import n_ids, tokenize_corpus
-from fairlm_utils.lm.training import Blocks, training_blocks
+from fairlm_utils.lm.training import Blocks, train_blocks
 from fairlm_utils.params import TrainingParams
 
 
@@ -68,7 +68,7 @@ def baselines(blocks: Blocks, vocab_size: int) -> dict[str, pd.DataFrame]:
 def say(p: TrainingParams) -> str:
     """The floor of a run's training blocks, in one sentence. Raises what reading the corpus raises."""
     corpus = tokenize_corpus(p)
-    blocks = training_blocks(p, corpus)
+    blocks = train_blocks(p, corpus)
     n, loss, correct = memoriser_sums(blocks.input_ids.numpy(), blocks.labels.numpy(), n_ids(corpus.tokenizer)).T
     seen = n > 0
     return (

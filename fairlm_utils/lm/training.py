@@ -58,7 +58,7 @@ class Blocks(Dataset):
         return item
 
 
-def training_blocks(p: TrainingParams, corpus: TokenizedCorpus) -> Blocks:
+def train_blocks(p: TrainingParams, corpus: TokenizedCorpus) -> Blocks:
     """The blocks a run trains on."""
     return _blocks(p, corpus, corpus.train, corpus.train_starts, p.max_train_blocks)
 
@@ -229,7 +229,7 @@ def fit(
     recorder = RecordTokenLoss(sums, p.window_steps)
     shown = [_Progress()] if is_main_process() else []
     folder = directory / "checkpoints"
-    trainer = make_trainer(p, model, training_blocks(p, corpus), folder, [recorder, *shown, *callbacks])
+    trainer = make_trainer(p, model, train_blocks(p, corpus), folder, [recorder, *shown, *callbacks])
     checkpoint = last_whole_checkpoint(folder)
     if checkpoint:
         print(f"continuing from step {checkpoint.name.removeprefix('checkpoint-')}")
