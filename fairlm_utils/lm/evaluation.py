@@ -96,11 +96,10 @@ def in_context(
     """Every token of `text` in its order, each predicted from those before it: columns token, n_train, loss and unigram (nats).
 
     `n_train` [vocabulary] are training counts, and `unigram` is the loss that they alone explain. The end of the text is the
-    last token; the first has no loss (NaN). Raises RunError for a text of more tokens than the model takes.
+    last token; the first has no loss (NaN). Of a text longer than the model takes the beginning is read.
     """
     ids, _ = encode(tokenizer, [text])
-    if len(ids) > (longest := getattr(model.config, "max_position_embeddings", len(ids))):
-        raise files.RunError(f"the text has {len(ids)} tokens, and the model takes {longest}; shorten it")
+    ids = ids[: getattr(model.config, "max_position_embeddings", None)]
     block, losses = torch.from_numpy(ids.astype(np.int64)), list[np.ndarray]()
     token_sums(model, [{"input_ids": block, "labels": block}], batch_size=1, losses=losses)
     table = pd.DataFrame({"token": spell(tokenizer, ids), "n_train": n_train[ids], "loss": losses[0][0]})
