@@ -135,6 +135,8 @@ def test_a_text_in_context_costs_what_it_costs_by_hand(corpus):
     expected = [-log_p[t, y].item() for t, y in enumerate(ids[1:].tolist())]
     assert table["loss"].tolist() == pytest.approx([np.nan, *expected], abs=1e-4, nan_ok=True)
     assert table["n_train"].tolist() == ids.tolist() and "".join(table["token"][:-1]) == text
+    with_bos = evaluation.in_context(model, tokenizer_of(corpus, bos=True), text, counts, bos=True)
+    assert with_bos["loss"].isna().tolist() == [True] + [False] * len(ids)
     cut = evaluation.in_context(model, tokenizer, text * 1000, counts)
     assert len(cut) == model.config.max_position_embeddings and cut["token"][: len(ids) - 1].equals(table["token"][:-1])
 

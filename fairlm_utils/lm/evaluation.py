@@ -91,14 +91,15 @@ def token_sums(
 
 
 def in_context(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, n_train: np.ndarray
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, n_train: np.ndarray, bos: bool = False
 ) -> pd.DataFrame:
     """Every token of `text` in its order, each predicted from those before it: columns token, n_train, loss and unigram (nats).
 
-    `n_train` [vocabulary] are training counts, and `unigram` is the loss that they alone explain. The end of the text is the
-    last token; the first has no loss (NaN). Of a text longer than the model takes the beginning is read.
+    `n_train` [vocabulary] are training counts, and `unigram` is the loss that they alone explain. The text begins with the BOS
+    token if `bos`, as a document does, and ends with its end; the first token has no loss (NaN). Of a text longer than the
+    model takes the beginning is read.
     """
-    ids, _ = encode(tokenizer, [text])
+    ids, _ = encode(tokenizer, [text], bos)
     ids = ids[: getattr(model.config, "max_position_embeddings", None)]
     block, losses = torch.from_numpy(ids.astype(np.int64)), list[np.ndarray]()
     token_sums(model, [{"input_ids": block, "labels": block}], batch_size=1, losses=losses)
