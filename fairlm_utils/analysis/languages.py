@@ -11,6 +11,11 @@ from fairlm_utils import params
 from fairlm_utils.analysis import comparisons, metrics
 from fairlm_utils.frequency import SPLITS
 
+#: The columns of `by_side`, as sentences call them.
+SIDES = {"small": "small languages", "large": "the large one"}
+#: Mixtures compared at the λ of each.
+EACH = "each at its λ"
+
 
 def weighted_loss(table: pd.DataFrame) -> pd.DataFrame:
     """Held-out bits per byte of every run, its languages weighted by their natural shares 1/k: what chooses λ."""
@@ -70,37 +75,64 @@ def verdict(table: pd.DataFrame, confidence: float = 0.95) -> list[str]:
     The answer first. Mixtures are compared each at its λ of `compared_weight_decay`, and both at that of the first. A
     difference counts if its p-value, Holm-corrected over all that are compared, is below 1 − `confidence`.
     """
-    best, used = chosen_weight_decay(table), compared_weight_decay(table)
-    both, alike = [name for name in params.MIXTURES if name in used], dict.fromkeys(used, next(iter(used.values())))
-    settings = {"each at its λ": used, f"both at λ = {alike[both[0]]:g}": alike} if len(both) > 1 else {}
-    changes = small_minus_large(table, used)
-    compared = [changes]
-    for name, at in settings.items():
-        wide = small_minus_large(table, at).pivot(index=["split", "seed"], columns="variant", values="difference")
-        compared.append((wide[both[1]] - wide[both[0]]).rename("difference").reset_index().assign(variant=name))
-    gained = [name for name in ("small", "large") if settings]
-    for name in gained:
-        held = by_side(table[table["weight_decay"] == table["variant"].map(best)], "bits_per_byte")
-        wide = held[held["split"] == SPLITS[1]].pivot(index="seed", columns="variant", values=name)
-        compared.append(
-            (wide[both[1]] - wide[both[0]]).rename("difference").reset_index().assign(variant=name, split=SPLITS[1])
-        )
-    means = comparisons.mean_interval(pd.concat(compared), "difference", confidence)
+    used = compared_weight_decay(table)
+    first, *others = [name for name in params.MIXTURES if name in used]
+    differences = [small_minus_large(table, used)]
+    if others:
+        differences += _of_sampling(table, used, first, *others)
+    means = comparisons.mean_interval(pd.concat(differences), "difference", confidence)
     sure = comparisons.holm(means["p_value"]) < 1 - confidence
     word = np.select([sure & (means["mean"] > 0), sure], ["more than", "less than"], "not reliably more or less than")
-    by = [
-        f"{m:+.3f} [{low:+.3f}, {high:+.3f}]"
-        for m, low, high in zip(means["mean"], means["low"], means["high"], strict=True)
-    ]
+    by = [f"{m:+.3f} [{low:+.3f}, {high:+.3f}]" for m, low, high in means[["mean", "low", "high"]].to_numpy()]
     said = means.assign(word=word, by=by).set_index(["variant", "split"])[["word", "by"]].to_dict("index")
-    sides = changes.groupby(["variant", "split"])[["small", "large"]].mean()
-    weighted = weighted_loss(table).groupby(["variant", "weight_decay"])["bits_per_byte"].mean()
     head = [
-        f"on {s} text decay costs small languages {said[both[0], s]['word']} the large one: {said[both[0], s]['by']} bits per byte"
+        f"on {s} text decay costs small languages {said[first, s]['word']} the large one: {said[first, s]['by']} bits per byte"
         for s in SPLITS
     ]
-    lines = [f"{'; '.join(head)} ({both[0]} mixture, λ = {used[both[0]]:g})"]
-    for v in both:
+    lines = [f"{'; '.join(head)} ({first} mixture, λ = {used[first]:g})", *_by_mixture(table, said, [first, *others])]
+    does = {"more than": "raises it reliably", "less than": "lowers it reliably"}
+
+    def sampling(name: str, split: str) -> str:
+        return f"{does.get(said[name, split]['word'], 'not reliably')}: {said[name, split]['by']}"
+
+    if others:
+        for name in (EACH, _alike(used[first])):
+            parts = [f"{s} text {sampling(name, s)}" for s in SPLITS]
+            lines.append(f"what temperature sampling changes of the difference, {name}: {'; '.join(parts)}")
+        parts = [f"{which} {sampling(side, SPLITS[1])}" for side, which in SIDES.items()]
+        lines.append(
+            f"what temperature sampling changes of the held-out loss, each at the λ chosen: {'; '.join(parts)}"
+        )
+    reliable = f"reliable is a Holm-corrected p below {1 - confidence:.2g} over the {len(means)} differences above"
+    return [*lines, f"{reliable}, {int(means['n_seeds'].min())} seeds each"]
+
+
+def _alike(weight_decay: float) -> str:
+    return f"both at λ = {weight_decay:g}"
+
+
+def _of_sampling(table: pd.DataFrame, used: Mapping[str, float], first: str, other: str) -> list[pd.DataFrame]:
+    """What the other mixture changes of `small_minus_large` and of the held-out loss of each side, by seed; see `verdict`."""
+    tables = []
+    for name, at in ((EACH, used), (_alike(used[first]), dict.fromkeys(used, used[first]))):
+        wide = small_minus_large(table, at).pivot(index=["split", "seed"], columns="variant", values="difference")
+        tables.append((wide[other] - wide[first]).rename("difference").reset_index().assign(variant=name))
+    at_best = table["weight_decay"] == table["variant"].map(chosen_weight_decay(table))
+    held = by_side(table[at_best], "bits_per_byte").query("split == @SPLITS[1]")
+    for side in SIDES:
+        wide = held.pivot(index="seed", columns="variant", values=side)
+        change = (wide[other] - wide[first]).rename("difference").reset_index()
+        tables.append(change.assign(variant=side, split=SPLITS[1]))
+    return tables
+
+
+def _by_mixture(table: pd.DataFrame, said: Mapping[tuple[str, str], Mapping[str, str]], names: list[str]) -> list[str]:
+    """A sentence per mixture: the λ chosen, and what the one compared changes on each side and of their difference."""
+    best, used = chosen_weight_decay(table), compared_weight_decay(table)
+    sides = small_minus_large(table, used).groupby(["variant", "split"])[["small", "large"]].mean()
+    weighted = weighted_loss(table).groupby(["variant", "weight_decay"])["bits_per_byte"].mean()
+    lines = []
+    for v in names:
         chosen = f"λ = {best[v]:g} has the lowest held-out loss, {weighted[v, best[v]]:.3f} bits per byte"
         chosen += f", {weighted[v, 0.0]:.3f} without decay" if best[v] else f"; λ = {used[v]:g} is compared"
         parts = [
@@ -109,20 +141,4 @@ def verdict(table: pd.DataFrame, confidence: float = 0.95) -> list[str]:
             for s in SPLITS
         ]
         lines.append(f"{v}: {chosen}; {'; '.join(parts)}")
-    does = {"more than": "raises it reliably", "less than": "lowers it reliably"}
-    for name in settings:
-        parts = [f"{s} text {does.get(said[name, s]['word'], 'not reliably')}: {said[name, s]['by']}" for s in SPLITS]
-        lines.append(f"what temperature sampling changes of the difference, {name}: {'; '.join(parts)}")
-    if gained:
-        parts = [
-            f"{which} {does.get(said[name, SPLITS[1]]['word'], 'not reliably')}: {said[name, SPLITS[1]]['by']}"
-            for name, which in zip(gained, ("small languages", "the large one"), strict=True)
-        ]
-        lines.append(
-            f"what temperature sampling changes of the held-out loss, each at the λ chosen: {'; '.join(parts)}"
-        )
-    n = int(means["n_seeds"].min())
-    lines.append(
-        f"reliable is a Holm-corrected p below {1 - confidence:.2g} over the {len(means)} differences above, {n} seeds each"
-    )
     return lines
