@@ -111,8 +111,9 @@ def test_each_setting_is_kept_at_the_rate_that_is_best_without_decay():
     assert kept.params["variants"] == {"a": {"x": "a, lr 0.2"}, "b": {"x": "b, lr 0.1"}}
     assert kept.provenance["n_runs"] == 5 and kept.provenance["rates"]["kept"] == [False, True, True]
     first, second = comparisons.say_rates(pd.DataFrame(kept.provenance["rates"]))
-    assert first.startswith("a: learning rate 0.2, the largest of 2 tried, 1.000 ±")
+    assert first.startswith("a: learning rate 0.2, the largest of 2 tried, 1.000 (one seed) nats")
     assert first.endswith("rate and λ chosen together would be 0.1 and 1, 0.500 against 1.000")
-    assert second.startswith("b: learning rate 0.1, 3.000 ±") and "together" not in second
+    assert second.startswith("b: learning rate 0.1, 3.000 (one seed) nats") and "together" not in second
+    assert comparisons.at_zero(pd.Series({"loss": 1.0, "sd": np.nan})) == "1.000 (one seed)"
     with pytest.raises(files.RunError, match="do not end in 'lr RATE'"):
         comparisons.split_rate(pd.Series(["a"]))

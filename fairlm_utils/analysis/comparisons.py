@@ -45,6 +45,11 @@ def rates(results: Results) -> pd.DataFrame:
     return table.assign(kept=table.index.isin(table.groupby("name")["loss"].idxmin()))
 
 
+def at_zero(row: pd.Series) -> str:
+    """The held-out loss at λ = 0 of a row of `rates`, with its standard deviation over seeds if there are several."""
+    return f"{row['loss']:.3f}" + (f" ± {row['sd']:.3f}" if pd.notna(row["sd"]) else " (one seed)")
+
+
 def say_rates(table: pd.DataFrame) -> list[str]:
     """A sentence per setting from a table of `rates`: which rate was kept, whether it ends the grid, and what another choice takes."""
     lines = []
@@ -52,7 +57,7 @@ def say_rates(table: pd.DataFrame) -> list[str]:
         kept, best, tried = own[own["kept"]].iloc[0], own.loc[own["best_loss"].idxmin()], own["learning_rate"]
         ends = {tried.min(): "the smallest", tried.max(): "the largest"} if len(own) > 1 else {}
         edge = f", {ends[rate]} of {len(own)} tried" if (rate := kept["learning_rate"]) in ends else ""
-        said = f"{name}: learning rate {rate:g}{edge}, {kept['loss']:.3f} ± {kept['sd']:.3f} nats on held-out text at λ = 0"
+        said = f"{name}: learning rate {rate:g}{edge}, {at_zero(kept)} nats on held-out text at λ = 0"
         if best["learning_rate"] != rate:
             said += (
                 f"; rate and λ chosen together would be {best['learning_rate']:g} and {best['best_weight_decay']:g}, "
@@ -80,7 +85,7 @@ def at_best_rate(results: Results) -> Results:
 
     own = {name[v]: of for v, of in results.params["variants"].items() if v in name}
     tables = {t: kept(getattr(results, t)) for t in (*TABLES, *SOME_TABLES, "tokens")}
-    provenance = {**results.provenance, "rates": tried.to_dict("list")}
+    provenance = {**results.provenance, "rates": tried.astype(object).where(tried.notna(), None).to_dict("list")}
     return replace(results, **tables, params={**results.params, "variants": own}, provenance=provenance)  # type: ignore[arg-type]
 
 

@@ -61,9 +61,10 @@ def _by_rate(results: Results) -> pd.DataFrame:
     found["change"] = [f"{r.mean:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in found.itertuples()]
     wide = found.pivot(index=["variant", "λ"], columns="what", values="change").reset_index("λ")
     rates = comparisons.rates(results).set_index("variant")
-    at_zero = pd.Series([f"{r.loss:.3f} ± {r.sd:.3f}" for r in rates.itertuples()], rates.index)
+    at_zero = rates.apply(comparisons.at_zero, axis=1)
     kept = rates["kept"].map({True: "yes", False: ""})
-    return pd.DataFrame({"held-out average at λ = 0": at_zero, "kept": kept}).join(wide).reset_index()
+    table = pd.DataFrame({"held-out average at λ = 0": at_zero, "kept": kept}).join(wide).reset_index()
+    return table.astype(object).where(table.notna(), "")  # a rate tried without decay alone has no change
 
 
 def _tables(results: Results) -> dict[str, pd.DataFrame]:
