@@ -897,7 +897,7 @@ def coloured_tokens(
     """
     frame = pd.DataFrame({"token": tokens, "frequency class": classes})
     colour = _category(alt.Color, "frequency class", CLASS_COLOURS)
-    return _text(frame, columns, colour, ["text:N", "frequency class:N"], opacity=0.28).properties(
+    return _running_text(frame, columns, colour, ["text:N", "frequency class:N"], opacity=0.28).properties(
         title="An example document",
         description="The beginning of a document with every token shaded by whether its type is low- or high-frequency",
     )
@@ -912,13 +912,13 @@ def in_context(frame: pd.DataFrame, most: int, chance: float, columns: int = 84)
     count = alt.Tooltip("n_train:Q", title="training count", format=",")
     shown = frame.assign(bold=frame["n_train"] <= most)
     colour = alt.Color("loss:Q", title="loss (nats)", scale=scale)
-    return _text(shown, columns, colour, ["text:N", count, *_numbers(".3f", "loss", "unigram")]).properties(
+    return _running_text(shown, columns, colour, ["text:N", count, *_numbers(".3f", "loss", "unigram")]).properties(
         title="A text, token by token",
         description="The tokens of a text in their order, shaded by their loss; those of low-frequency types are bold",
     )
 
 
-def _text(
+def _running_text(
     frame: pd.DataFrame, columns: int, colour: alt.Color, tooltip: list[Any], **box: Any
 ) -> alt.LayerChart | alt.FacetChart:
     """The column token of a table as running text on boxes of a colour, bold where its column of that name is true."""
