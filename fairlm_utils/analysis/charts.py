@@ -930,7 +930,7 @@ def _running_text(
             spaces = _width(piece[: len(piece) - len(piece.lstrip())])  # the renderer trims them: letters start behind
             if x + width > columns and x:
                 x, y = 0, y + 1
-            rows.append({**own, "x": x, "letters": x + spaces, "end": x + width, "y": y, "text": piece})
+            rows.append({"x": x, "letters": x + spaces, "end": x + width, "y": y, "text": piece, **own})
             x += width + apart
         if "\n" in own["token"]:
             x, y = 0, y + 1
