@@ -120,6 +120,17 @@ def test_what_is_said_of_the_map_is_what_its_notebook_prints():
         assert f"{ece[name, 0.0]:.3f} → {ece[name, 0.3]:.3f}" in RESULTS
 
 
+def test_what_is_said_of_the_cell_that_is_begun_is_what_its_table_holds():
+    held = forgone.read(ROOT / "results" / "map" / "begun.csv").query("split == 'held-out'")
+    at = held[held["learning_rate"] == 0.002][["model", "weight_decay", "seed", "split", "average", "low"]]
+    changes = {of: comparisons.paired(at, of).set_index("weight_decay").loc[0.1] for of in ("average", "low")}
+    said = [interval(*changes[of][["mean", "low", "high"]]) for of in ("average", "low")]
+    page = " ".join((ROOT / "results" / "map" / "README.md").read_text(encoding="utf-8").split())
+    assert f"changes the held-out average by {said[0]} nats and the loss of low-frequency types by {said[1]}" in page
+    first = held.query("weight_decay == 0 and seed == 0").set_index("learning_rate")["average"]
+    assert f"without decay, {first[0.004]:.3f} against {first[0.002]:.3f}" in page and changes["low"]["n_seeds"] == 3
+
+
 def test_the_setting_whose_tables_are_kept_is_the_best_of_those_run_at_every_weight_decay():
     table = forgone.of_map(forgone.read(ROOT / "results" / "map" / "map.csv")).query("split == 'held-out'")
     means = table.groupby(["cell", "learning_rate", "weight_decay"])["average"].mean().unstack()
@@ -273,7 +284,8 @@ def of_languages_row() -> str:
         f"at the λ that held-out text chooses (0.3) decay costs the five smallest more than the largest on training text, "
         f"{found['own', 'natural', 'training']} bits per byte, and not on held-out text, {found['own', 'natural', 'held-out']}. "
         f"Temperature sampling chooses 0.1; at 0.3 it makes the difference {found['alike', 'temperature', 'training']} and "
-        f"{found['alike', 'temperature', 'held-out']}. The rate of temperature sampling is the smallest tried; the signs on training text are the same at all three rates"
+        f"{found['alike', 'temperature', 'held-out']}. The rate of temperature sampling is the smallest tried; the signs on training "
+        "text are the same at all three rates"
     )
 
 
