@@ -42,8 +42,8 @@ def _answer(kept: Results) -> list[str]:
     """Sentences of an experiment whose rates `_kept` has chosen, the answer first; none of others, whose tables say it."""
     if "rates" not in kept.provenance:
         return []
-    by_language, by_word = kept.languages, tokenizers.compare
-    said = tokenizers.verdict(by_word(kept)) if by_language is None else languages.verdict(by_language)
+    by_word = kept.languages is None
+    said = tokenizers.verdict(tokenizers.compare(kept)) if by_word else languages.verdict(kept.languages)
     return [*said, *comparisons.say_rates(pd.DataFrame(kept.provenance["rates"]))]
 
 
