@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,8 @@ RESULT_FILES = ("model/*.safetensors", "learning_curves.safetensors", "tokens_*.
 SEAL = "sha256.json"
 #: What the characters of our own messages are where a terminal lacks them.
 _PLAIN = {
-    **{"λ": "lambda", "Σ": "sum", "π": "pi", "ℓ": "loss", "×": "x", "±": "+-", "−": "-", "–": "-", "—": "-", "→": "->"},
-    **{
-        "≤": "<=",
-        "≥": ">=",
-        "²": "2",
-        "·": "*",
-        "…": "...",
-        "‘": "'",
-        "’": "'",
-        "“": '"',
-        "”": '"',
-        "\N{NO-BREAK SPACE}": " ",
-    },
+    **{"λ": "lambda", "Σ": "sum", "π": "pi", "ℓ": "loss", "±": "+-", "→": "->", "≤": "<=", "≥": ">=", "…": "..."},
+    **dict(zip("×−–—²·‘’“”\N{NO-BREAK SPACE}", "x---2*''\"\" ", strict=True)),
 }
 
 
@@ -154,10 +143,11 @@ def locked(directory: str | Path) -> Iterator[None]:
         if link := next(_links(directory), None):
             raise RunError(f"{link}: is a link to {link.readlink()}; remove it: nothing is written through links")
         lock = FileLock(directory / ".lock")
-        acquired = _try(lock)
+        with suppress(TimeoutError):
+            lock.acquire(timeout=0)
     except (OSError, ValueError, NotImplementedError) as error:  # a NUL is a ValueError; disks without locks exist
         raise RunError(f"{directory}: cannot be written ({error}); choose another runs_dir") from error
-    if not acquired:
+    if not lock.is_locked:
         print(f"waiting for another process that works on {directory}")
         lock.acquire()
     try:
@@ -169,14 +159,6 @@ def locked(directory: str | Path) -> Iterator[None]:
 def _links(directory: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(directory):  # unlike rglob it minds no file that another process removes
         yield from (path for name in (*folders, *files) if (path := Path(folder, name)).is_symlink())
-
-
-def _try(lock: FileLock) -> bool:
-    try:
-        lock.acquire(timeout=0)
-    except TimeoutError:
-        return False
-    return True
 
 
 def digests(directory: str | Path, patterns: Sequence[str]) -> dict[str, str]:

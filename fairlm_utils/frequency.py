@@ -7,6 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+#: Label of a position without a target, and the frequency bin of types that never occur.
+IGNORE_INDEX, UNSEEN = -100, "0"
+#: The texts that a model is evaluated on, never mixed, as tables and sentences spell them; `train` and `heldout` in other names.
+SPLITS = ("training", "held-out")
+
 
 def token_counts(ids: np.ndarray, vocab_size: int) -> np.ndarray:
     """Occurrences of every token type in flat ids: array [vocabulary]."""
@@ -45,16 +50,6 @@ def types_to_cover(counts: np.ndarray, share: float) -> int:
     """
     cumulative = np.cumsum(np.sort(counts)[::-1])
     return int(np.searchsorted(cumulative, share * cumulative[-1] - 1e-9) + 1)
-
-
-IGNORE_INDEX = -100
-
-
-UNSEEN = "0"
-
-
-#: The texts that a model is evaluated on, never mixed, as tables and sentences spell them; `train` and `heldout` in other names.
-SPLITS = ("training", "held-out")
 
 
 def count_histogram(n_train: np.ndarray | pd.Series) -> pd.DataFrame:
@@ -100,15 +95,10 @@ def bin_label(index: int) -> str:
 def frequency_bins(counts: np.ndarray | pd.Series) -> pd.DataFrame:
     """Number of types and of tokens in each powers-of-3 frequency bin: columns bin, bin_low, n_types, n_tokens."""
     counts = np.asarray(counts)
-    grouped = pd.DataFrame({"index": bin_index(counts), "n": counts}).groupby("index")["n"].agg(["size", "sum"])
-    return pd.DataFrame(
-        {
-            "bin": [bin_label(i) for i in grouped.index],
-            "bin_low": [bin_low(i) for i in grouped.index],
-            "n_types": grouped["size"].to_numpy(),
-            "n_tokens": grouped["sum"].to_numpy(),
-        }
-    )
+    table = pd.Series(counts).groupby(bin_index(counts)).agg(n_types="size", n_tokens="sum")
+    table.insert(0, "bin", [bin_label(k) for k in table.index])
+    table.insert(1, "bin_low", [bin_low(k) for k in table.index])
+    return table.reset_index(drop=True)
 
 
 def low_frequency(n_train: np.ndarray | pd.Series, percentile: float) -> np.ndarray:

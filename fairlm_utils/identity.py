@@ -144,13 +144,11 @@ def git_commit() -> str:
         return os.fsdecode(done.stdout).strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != files.PROJECT or not git(
-            "ls-files", "--", "fairlm_utils"
-        ):
+        around = Path(git("rev-parse", "--show-toplevel")).resolve()
+        if around != files.PROJECT or not git("ls-files", "--", "fairlm_utils"):
             return "unknown"
-        changed = git(
-            "status", "--porcelain", "--untracked-files=no", "--", "fairlm_utils", "params", "requirements.txt"
-        )
+        ours = ("fairlm_utils", "params", "requirements.txt")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *ours)
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

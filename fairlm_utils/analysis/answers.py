@@ -144,13 +144,8 @@ def by_frequency(table: pd.DataFrame, value: str, what: str, form: str = ".2f") 
     for label, own in table[table["bin_low"] > 0].groupby("label", sort=False):
         low, high = (own.loc[own[value].idxmin()], own.loc[own[value].idxmax()])
         rank = own["bin_low"].rank().corr(own[value].rank())
-        moves.append(
-            "rises with frequency"
-            if rank > 0.9
-            else "falls with frequency"
-            if rank < -0.9
-            else f"is highest at n_v {high['bin']}"
-        )
+        highest = f"is highest at n_v {high['bin']}"
+        moves.append("rises with frequency" if rank > 0.9 else "falls with frequency" if rank < -0.9 else highest)
         lines.append(
             f"{label}: {what} from {low[value]:{form}} at n_v {low['bin']} to {high[value]:{form}} at {high['bin']}"
         )
@@ -200,14 +195,9 @@ def against_reference(a: Audit) -> list[str]:
     for unit, table in a.comparison.groupby("unit", sort=False):
         rows, against = table.set_index("frequency_class"), table["against"].iloc[0]
         parts = []
-        for name, said in (
-            ("all", f"all {unit}s"),
-            ("low", f"low-frequency {unit}s"),
-            ("high", f"high-frequency {unit}s"),
-        ):
-            row = rows.loc[name]
-            if row["n"]:
+        for name, said in (("all", "all"), ("low", "low-frequency"), ("high", "high-frequency")):
+            if (row := rows.loc[name])["n"]:
                 sure = "" if not row["from"] <= 0 <= row["to"] else ", within what blocks differ by"
-                parts.append(f"{said} {row['difference']:+.3f} ({row['from']:+.3f} to {row['to']:+.3f}{sure})")
+                parts.append(f"{said} {unit}s {row['difference']:+.3f} ({row['from']:+.3f} to {row['to']:+.3f}{sure})")
         lines.append(f"{a.label} against {against}, nats per {unit} over occurrences, by blocks: {'; '.join(parts)}")
     return lines

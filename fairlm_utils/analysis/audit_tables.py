@@ -12,7 +12,6 @@ import pandas as pd
 
 from fairlm_utils import files
 from fairlm_utils.analysis import metrics
-from fairlm_utils.files import first_line
 
 #: Columns of `metrics` that count the reference text, and what they are called where tables of an audit are shown.
 REFERENCE = {"n_train": "n_reference", "n_train_tokens": "n_reference_tokens"}
@@ -83,14 +82,12 @@ def compare(one: Audit, other: Audit) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def extremes(
-    table: pd.DataFrame, n: int = N_EXTREME, min_tokens: int = MIN_TOKENS
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The `n` rarest types that were evaluated, and the `n` of highest loss among types evaluated at least `min_tokens` times."""
+def extremes(table: pd.DataFrame, n: int = N_EXTREME) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The `n` rarest types that were evaluated, and the `n` of highest loss among types evaluated at least MIN_TOKENS times."""
     seen = table[table["n_eval"] > 0].assign(gain=lambda t: t["unigram"] - t["loss"])
     columns = ["token_id", "token", "kind", "n_train", "n_eval", "loss", "unigram", "gain", "accuracy", "top5_accuracy"]
     rarest = seen.sort_values(["n_train", "loss"], ascending=[True, False]).head(n)
-    worst = seen[seen["n_eval"] >= min_tokens].sort_values("loss", ascending=False).head(n)
+    worst = seen[seen["n_eval"] >= MIN_TOKENS].sort_values("loss", ascending=False).head(n)
     return rarest[columns], worst[columns]
 
 
@@ -143,7 +140,7 @@ def load(folder: str | Path) -> list[Audit]:
             labels = tables["totals"][["label", *FACTS]]["label"]
         except (OSError, ValueError, KeyError) as error:
             raise files.RunError(
-                f"tables_folder: {path} cannot be read ({first_line(error)}); name a folder that "
+                f"tables_folder: {path} cannot be read ({files.first_line(error)}); name a folder that "
                 "`python -m fairlm_utils audit ... --tables FOLDER` wrote"
             ) from error
     of = {n: {k: t.drop(columns="label").reset_index(drop=True) for k, t in tables[n].groupby("label")} for n in TABLES}

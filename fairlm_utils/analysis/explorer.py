@@ -11,6 +11,8 @@ import pandas as pd
 
 from fairlm_utils.analysis.theme import HEIGHT, WIDTH
 
+_N_LISTED = 24  # types of the list beside the map
+
 
 def _as_csv(frame: pd.DataFrame) -> alt.InlineData:
     """A table as data of a chart in a third of the characters of its usual form, so that a vocabulary fits."""
@@ -37,20 +39,15 @@ def _columns(rows: alt.Chart, columns: dict[str, str]) -> alt.LayerChart | alt.F
     return alt.layer(*layers)
 
 
-def token_explorer(
-    tokens: pd.DataFrame, split: str = "training", n_listed: int = 24, title: Sequence[str] = ()
-) -> alt.HConcatChart:
-    """A whole vocabulary: change of the loss (y, nats) against the training count (x, log) as a map, and a list of tokens.
+def token_explorer(tokens: pd.DataFrame, title: Sequence[str] = ()) -> alt.HConcatChart:
+    """A whole vocabulary: change of the training loss (y, nats) against the training count (x, log) as a map, and a list of tokens.
 
     Draw a rectangle on the map to list the types under it, largest change first; type in the box to keep those whose
     spelling contains the text. Cells of the map are counts of types, so that 32,000 types are a few hundred marks.
-    `tokens`: token, kind, n_train, loss_SPLIT, change_SPLIT (see `results.token_changes`).
+    `tokens`: token, kind, n_train, loss_training, change_training (see `results.token_changes`).
     """
-    change, loss = f"change_{split}", f"loss_{split}"
-    shown = tokens[[change]].notna().all(axis=1)
-    frame = tokens.loc[shown, ["token", "kind", "n_train", change, loss]].rename(
-        columns={change: "change", loss: "loss"}
-    )
+    names = {"change_training": "change", "loss_training": "loss"}
+    frame = tokens[["token", "kind", "n_train", *names]].rename(columns=names).dropna(subset="change")
     frame = frame.assign(token=frame["token"].map(repr).str[1:-1].str.replace(" ", "␣"))
     largest = float(np.log10(frame["n_train"].max()))
     x_step = max(0.1, largest / 30)
@@ -76,7 +73,7 @@ def token_explorer(
                 scale=alt.Scale(domain=[0, largest + x_step]),
             ),
             x2="x1:Q",
-            y=alt.Y("y0:Q", title=f"change of the {split} loss (nats)", scale=alt.Scale(domain=span)),
+            y=alt.Y("y0:Q", title="change of the training loss (nats)", scale=alt.Scale(domain=span)),
             y2="y1:Q",
             color=alt.Color(
                 "n:Q",
@@ -99,9 +96,9 @@ def token_explorer(
     rows = (
         base.transform_filter(brush)
         .transform_window(rank="row_number()", sort=[alt.SortField("change", order="descending")])
-        .transform_filter(f"datum.rank <= {n_listed}")
+        .transform_filter(f"datum.rank <= {_N_LISTED}")
         .encode(
-            y=alt.Y("rank:O", axis=None, scale=alt.Scale(domain=list(range(n_listed + 1)))),
+            y=alt.Y("rank:O", axis=None, scale=alt.Scale(domain=list(range(_N_LISTED + 1)))),
             tooltip=["token:N", "kind:N", "n_train:Q", "loss:Q", "change:Q"],
         )
     )

@@ -22,11 +22,8 @@ def weighted_loss(table: pd.DataFrame) -> pd.DataFrame:
     of = table[table["split"] == "held-out"]
     weights = of["language"].map({name: 1 / k for k, name in enumerate(params.LANGUAGES, 1)})
     keys = [k for k in metrics.KEYS if k in of and k not in ("split", "language")]
-    sums = (
-        of.assign(loss=of["bits_per_byte"] * weights, weight=weights)
-        .groupby(keys, sort=False)[["loss", "weight"]]
-        .sum()
-    )
+    weighted = of.assign(loss=of["bits_per_byte"] * weights, weight=weights)
+    sums = weighted.groupby(keys, sort=False)[["loss", "weight"]].sum()
     return (sums["loss"] / sums["weight"]).rename("bits_per_byte").reset_index()
 
 

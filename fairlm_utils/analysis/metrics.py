@@ -53,21 +53,13 @@ def average_loss(table: pd.DataFrame) -> float:
     return _mean_over_tokens(table, "loss")
 
 
-def token_balanced_loss(table: pd.DataFrame) -> float:
-    """Mean loss over token types that occur, in nats: the mean of ℓ_v over n_v ≥ 1 (paper, Section 3).
-
-    >>> token_balanced_loss(pd.DataFrame({"n_eval": [3, 1, 0], "loss": [1.0, 5.0, float("nan")]}))
-    3.0
-    """
-    return _mean_over_types(table, "loss")
-
-
 def _mean_over_tokens(table: pd.DataFrame, column: str) -> float:
     seen = table[table["n_eval"] > 0]
     return float((seen["n_eval"] * seen[column]).sum() / seen["n_eval"].sum()) if len(seen) else float("nan")
 
 
 def _mean_over_types(table: pd.DataFrame, column: str) -> float:
+    """Token-balanced mean: over token types that occur, n_v ≥ 1 (paper, Section 3)."""
     return float(table.loc[table["n_eval"] > 0, column].mean())
 
 
@@ -187,9 +179,7 @@ def _classes(table: pd.DataFrame, percentile: float) -> list[tuple[str, pd.DataF
     return [("low", table[low]), ("high", table[~low])]
 
 
-def learning_speed(
-    steps: np.ndarray, counts: np.ndarray, loss_sums: np.ndarray, vocab_size: int, first_step: int = 0
-) -> np.ndarray:
+def learning_speed(steps: np.ndarray, counts: np.ndarray, loss_sums: np.ndarray, vocab_size: int) -> np.ndarray:
     """Learning speed of every token type, in [0, 1]; larger means learnt sooner. NaN for a type never seen.
 
     `steps` [windows] are the last steps of the windows, `counts` and `loss_sums` [windows, vocabulary] the sums over
@@ -205,17 +195,15 @@ def learning_speed(
     if vocab_size < 2:
         raise ValueError("learning speed needs a vocabulary of at least 2 types")
     ends = np.asarray(steps, dtype=np.float64)
-    mid = (np.concatenate([[first_step], ends[:-1]]) + ends) / 2
+    mid = (np.concatenate([[0], ends[:-1]]) + ends) / 2
     seen = counts > 0
     loss = np.minimum(np.divide(loss_sums, counts, out=np.zeros(counts.shape), where=seen) / np.log(vocab_size), 1.0)
-    area = np.zeros(counts.shape[1])
-    last_time = np.full(counts.shape[1], float(first_step))
-    last_loss = np.ones(counts.shape[1])
+    area, last_time, last_loss = np.zeros(counts.shape[1]), np.zeros(counts.shape[1]), np.ones(counts.shape[1])
     for t, here, value in zip(mid, seen, loss, strict=True):  # over windows: memory stays one row of the vocabulary
         area += np.where(here, (t - last_time) * (value + last_loss) / 2, 0.0)
         last_time, last_loss = np.where(here, t, last_time), np.where(here, value, last_loss)
     area += (ends[-1] - last_time) * last_loss
-    return np.where(seen.any(axis=0), 1.0 - area / (ends[-1] - first_step), np.nan)
+    return np.where(seen.any(axis=0), 1.0 - area / ends[-1], np.nan)
 
 
 def learning_curves(steps: np.ndarray, counts: np.ndarray, loss_sums: np.ndarray, n_train: np.ndarray) -> pd.DataFrame:
@@ -320,9 +308,9 @@ def over_seeds(frame: pd.DataFrame, value: str, confidence: float = 0.95) -> pd.
     return grouped.assign(low=grouped["mean"] - half, high=grouped["mean"] + half)
 
 
-def t_half_width(sd: pd.Series, n: pd.Series, confidence: float) -> pd.Series:
-    """Half width of the Student-t interval of a mean of `n` values with standard deviation `sd`."""
-    return pd.Series(stats.t.ppf((1 + confidence) / 2, np.maximum(n - 1, 1)) * sd / np.sqrt(n)).where(n > 1)
+def t_half_width(sd: Any, n: Any, confidence: float) -> Any:
+    """Half width of the Student-t interval of a mean of `n` values with standard deviation `sd`, NaN (as `sd`) for n = 1."""
+    return stats.t.ppf((1 + confidence) / 2, np.maximum(n - 1, 1)) * sd / np.sqrt(n)
 
 
 def changes(frame: pd.DataFrame, value: str, base: float = 0.0) -> pd.DataFrame:

@@ -157,25 +157,16 @@ def token_changes(directories: Sequence[Path]) -> pd.DataFrame | None:
     largest = max((p["weight_decay"] for _, p in known), default=0.0)
     if largest == 0 or min(p["weight_decay"] for _, p in known) > 0 or any(p.get("variant") for _, p in known):
         return None
-    losses = {}
+    of = {w: [d for d, p in known if p["weight_decay"] == w] for w in (0.0, largest)}
+    table = pd.read_parquet(
+        of[largest][0] / "tokens_training.parquet", columns=["token_id", "token", "kind", "n_train"]
+    )
     for split in SPLITS:
-        for weight_decay in (0.0, largest):
-            paths = [d / f"tokens_{split}.parquet" for d, p in known if p["weight_decay"] == weight_decay]
-            losses[split, weight_decay] = _mean_loss(paths)
-    columns = pd.read_parquet(paths[0], columns=["token_id", "token", "kind", "n_train"])
-    for split in SPLITS:
-        columns[f"loss_{split}"] = losses[split, 0.0].round(4)
-        columns[f"change_{split}"] = (losses[split, largest] - losses[split, 0.0]).round(4)
-    columns["weight_decay"] = largest
-    return columns[columns["n_train"] > 0].reset_index(drop=True)
-
-
-def _mean_loss(paths: Sequence[Path]) -> np.ndarray:
-    """Mean over runs of every type's loss, one table in memory at a time."""
-    total = np.zeros(())
-    for path in paths:
-        total = total + pd.read_parquet(path, columns=["loss"])["loss"].to_numpy()
-    return total / len(paths)
+        paths = ([d / f"tokens_{split}.parquet" for d in runs] for runs in of.values())
+        zero, most = (np.mean([pd.read_parquet(p, columns=["loss"])["loss"] for p in own], axis=0) for own in paths)
+        table[f"loss_{split}"], table[f"change_{split}"] = zero.round(4), (most - zero).round(4)
+    table["weight_decay"] = largest
+    return table[table["n_train"] > 0].reset_index(drop=True)
 
 
 def read_token_table(directory: str | Path, split: str) -> pd.DataFrame:

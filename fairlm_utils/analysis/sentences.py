@@ -136,12 +136,12 @@ def half_learnt(curves: pd.DataFrame, chance: float) -> str:
     )
 
 
-def tokens(table: pd.DataFrame, split: str = "training") -> str:
+def tokens(table: pd.DataFrame) -> str:
     """How many types λ costs loss, and which the most; of `results.token_changes`."""
-    change = table[f"change_{split}"].dropna()
+    change = table["change_training"].dropna()
     most = table.loc[change.idxmax()]
     return (
-        f"The {split} loss of {(change > 0).sum():,} of {len(change):,} types rises with λ = {most['weight_decay']:g}; most that of "
+        f"The training loss of {(change > 0).sum():,} of {len(change):,} types rises with λ = {most['weight_decay']:g}; most that of "
         f"{most['token']!r} (seen {most['n_train']:,} times, {change.max():+.2f} nats)"
     )
 

@@ -24,7 +24,6 @@ from fairlm_utils.analysis.audit_tables import Audit, compare, extremes, load, s
 from fairlm_utils.experiment import runs
 from fairlm_utils.experiment.report import notebook_html
 from fairlm_utils.experiment.reproduce import run_notebook
-from fairlm_utils.files import first_line
 from fairlm_utils.frequency import IGNORE_INDEX, token_counts
 from fairlm_utils.lm import processes, training
 from fairlm_utils.lm.corpora import Corpus, load_corpus
@@ -238,7 +237,7 @@ def read_counts(path: str | Path, vocab_size: int) -> np.ndarray:
     except Exception as error:  # the parsers of both formats raise their own
         raise ParameterError(
             f"counts_file: {path} cannot be read as a CSV or Parquet file with the columns token_id and count "
-            f"({first_line(error)})"
+            f"({files.first_line(error)})"
         ) from error
     if not (np.issubdtype(ids.dtype, np.integer) and np.issubdtype(counts.dtype, np.integer)):
         raise ParameterError(f"counts_file: token_id and count of {path} must be whole numbers")

@@ -102,11 +102,6 @@ def cost(p: EvaluationParams, hardware: str, n_runs: int = 1) -> dict[str, float
     }
 
 
-def cost_table(points: Sequence[EvaluationParams]) -> pd.DataFrame:
-    """The cost of a grid on every known device, one row per device."""
-    return pd.DataFrame([{"hardware": name, **cost(points[0], name, len(points))} for name in HARDWARE])
-
-
 def decay_line(p: EvaluationParams) -> str:
     """A line of what λ amounts to over the run, and of epochs and parameters per target where the file limits the blocks."""
     unit, per_step = p.model_copy(update={"weight_decay": 1.0}), p.batch_size * p.gradient_accumulation_steps
@@ -155,8 +150,9 @@ def sheet(results: Results) -> pd.DataFrame:
 
 
 def report(name: str, points: Sequence[EvaluationParams]) -> str:
-    """What the runs of an experiment cost and how much they decay, as text: see `cost_table` and `decay_line`."""
-    table = cost_table(points).map(lambda v: f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if type(v) is int else v)
+    """What the runs of an experiment cost and how much they decay, as text: see `cost` and `decay_line`."""
+    table = pd.DataFrame([{"hardware": name, **cost(points[0], name, len(points))} for name in HARDWARE])
+    table = table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if type(v) is int else v)
     return "\n".join(
         [
             f"\n{name}: {points[0].model}, {len(points)} runs of {points[0].steps:,} steps",

@@ -192,49 +192,31 @@ def write_predictions(
 
     `losses` [blocks, context] by split, as `token_sums` gives them, are there if the run `needs_losses`.
     """
-    vocab_size = len(predictions["training"].by_type)
+    vocab_size, percentile = len(predictions["training"].by_type), p.low_frequency_percentile
     train = training.train_blocks(p, corpus)
     n_train, baselines = target_counts(train.labels.numpy(), vocab_size), floor.baselines(train, vocab_size)
     steps, counts, loss_sums, _ = training.load_curves(directory)
     speed = metrics.learning_speed(steps, counts, loss_sums, vocab_size)
-    evaluated = {}
-    for split in SPLITS:
-        table = evaluation.token_table(predictions[split].by_type, n_train, corpus.tokenizer, speed)
-        table = table.join(baselines[split])
-        files.write_table(directory / f"tokens_{split}.parquet", table)
-        evaluated[split] = table, predictions[split].calibration
-    others = {"curves": metrics.learning_curves(steps, counts, loss_sums, n_train)}
+    frames = {"curves": metrics.learning_curves(steps, counts, loss_sums, n_train)}
     if p.by_word:
         n_read = train.labels.numel()
-        others["words"] = pd.concat(words.by_frequency(corpus, s, losses[s], n_read).assign(split=s) for s in SPLITS)
+        frames["words"] = pd.concat(words.by_frequency(corpus, s, losses[s], n_read).assign(split=s) for s in SPLITS)
     if languages.language_files(p):
-        low = frequency.low_frequency(n_train, p.low_frequency_percentile)
-        others["languages"] = languages.by_language(p, corpus, {s: losses[s].reshape(-1) for s in SPLITS}, low)
-    _write_tables(p, directory, evaluated, others)
-
-
-def _write_tables(
-    p: EvaluationParams,
-    directory: Path,
-    evaluated: dict[str, tuple[pd.DataFrame, np.ndarray]],
-    others: dict[str, pd.DataFrame],
-) -> None:
-    """The run's rows of the experiment's tables: those of per-token table and calibration by split, and `others`."""
-    key = {"model": p.model, "weight_decay": float(p.weight_decay), "seed": p.seed}
-    if p.variant:
-        key["variant"] = p.variant
-    percentile = p.low_frequency_percentile
-    of_split = {
-        split: {
+        low = frequency.low_frequency(n_train, percentile)
+        frames["languages"] = languages.by_language(p, corpus, {s: losses[s].reshape(-1) for s in SPLITS}, low)
+    of_split = {}
+    for split in SPLITS:
+        table = evaluation.token_table(predictions[split].by_type, n_train, corpus.tokenizer, speed)
+        table, calibration = table.join(baselines[split]), predictions[split].calibration
+        files.write_table(directory / f"tokens_{split}.parquet", table)
+        of_split[split] = {
             "reliability": metrics.reliability(table, calibration, percentile),
             **metrics.grouped(table, percentile, calibration),
         }
-        for split, (table, calibration) in evaluated.items()
-    }
-    frames = {name: table.assign(**key) for name, table in others.items()}
-    frames["counts"] = frequency.count_histogram(evaluated["training"][0]["n_train"])
-    if p.variant:
-        frames["counts"]["variant"] = p.variant
+    variant = {"variant": p.variant} if p.variant else {}
+    key = {"model": p.model, "weight_decay": float(p.weight_decay), "seed": p.seed, **variant}
+    frames = {name: frame.assign(**key) for name, frame in frames.items()}
+    frames["counts"] = frequency.count_histogram(table["n_train"]).assign(**variant)
     for name in of_split["training"]:
         frames[name] = pd.concat([tables[name].assign(**key, split=split) for split, tables in of_split.items()])
     for name, frame in frames.items():  # totals last: it marks the evaluation as finished

@@ -28,7 +28,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from fairlm_utils import files, identity
-from fairlm_utils.files import first_line
 from fairlm_utils.params import EvaluationParams, TokenizationParams
 
 # Libraries for models are imported where they are used: this process only waits, and its workers start by this module.
@@ -154,7 +153,7 @@ def _make(values: dict[str, Any]) -> str:
         return ""
     except Exception as error:  # one failed run must not stop the others
         traceback.print_exc()
-        return f"{type(error).__name__}: {first_line(error)}"
+        return f"{type(error).__name__}: {files.first_line(error)}"
 
 
 def _print_to(path: Path) -> None:

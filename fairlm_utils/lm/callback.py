@@ -4,10 +4,7 @@ trainer = Trainer(model, args, train_dataset=data)
 TokenFrequencyCallback(trainer)
 trainer.train()                  # every log also holds token_balanced_loss and n_v_1-2_loss, n_v_3-8_loss, ...
 
-A loop of your own, over any model that gives logits, keeps the same record with `token_loss.TokenSums`:
-
-sums.record(logits, targets)                                       # in the loop
-print(loss_by_frequency(sums.read(), counts)); sums.reset()        # at each log
+In a loop of your own, over any model that gives logits, `token_loss.TokenSums` keeps the same record.
 """
 
 from __future__ import annotations
@@ -418,21 +415,16 @@ class _Watched(TokenLossFunction):
 class _Hook:
     """Forward hook of the model that shows a step its passes. Copies and pickles of the model carry one that does nothing."""
 
-    def __init__(self, callback: TokenFrequencyCallback):
+    def __init__(self, callback: TokenFrequencyCallback | None = None):
         self.callback = callback
 
     @torch.compiler.disable
     def __call__(self, module: torch.nn.Module, _: tuple, given: dict[str, Any], output: Any) -> None:
-        if self.callback._step is not None and module is self.callback.model:
+        if self.callback and self.callback._step is not None and module is self.callback.model:
             self.callback._step.see(given, output)
 
     def __reduce__(self) -> tuple:
-        return _NoHook, ()
-
-
-class _NoHook:
-    def __call__(self, *_: Any) -> None:
-        return None
+        return _Hook, ()
 
 
 class _EvaluationSums(TokenSums):

@@ -27,7 +27,6 @@ from transformers.utils.logging import disable_progress_bar
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from fairlm_utils import files
-from fairlm_utils.files import first_line
 from fairlm_utils.lm.openelm import OPENELM_SIZES, OpenELMConfig
 from fairlm_utils.params import DecayedParameters, ParameterError
 
@@ -113,7 +112,7 @@ def _load_config(name: str) -> PreTrainedConfig:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, StrictDataclassError) as error:
         raise ParameterError(
             f"model: {name!r} is neither a known name ({known}), nor a config JSON file, nor a folder or Hub id that can "
-            f"be read ({first_line(error)}); code that comes with a model is never run"
+            f"be read ({files.first_line(error)}); code that comes with a model is never run"
         ) from error
 
 
@@ -147,7 +146,7 @@ def build_model(name: str, vocab_size: int, context: int, seed: int) -> PreTrain
             check_causal(model)
     except Exception as error:  # every architecture has its own for sizes that it cannot take
         raise ParameterError(
-            f"model: {name!r} cannot be built ({first_line(error)}); choose or write another"
+            f"model: {name!r} cannot be built ({files.first_line(error)}); choose or write another"
         ) from error
     model.config.use_cache = False  # a cache of keys and values costs time and serves generation only
     return model
@@ -201,7 +200,7 @@ def load_model(directory: str | Path, vocab_size: int = 0) -> PreTrainedModel:
         raise
     except Exception as error:  # whatever a damaged folder makes transformers raise
         raise files.RunError(
-            f"{directory}: the model cannot be read ({first_line(error)}); name a Hub id or a folder written by "
+            f"{directory}: the model cannot be read ({files.first_line(error)}); name a Hub id or a folder written by "
             "save_pretrained with safetensors (pickles are not read, and code that comes with a model is never run), "
             "and if a run made it, remove the run's folder and train it again"
         ) from error

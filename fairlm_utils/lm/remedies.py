@@ -20,10 +20,6 @@ from fairlm_utils.lm.token_loss import Objective
 from fairlm_utils.params import TrainingParams
 
 
-def _nothing() -> None:
-    return None
-
-
 class FrequencyAwareAdamW(torch.optim.AdamW):
     """AdamW whose decoupled weight decay multiplies row v of the embedding and of the head by 1 − η λ s_v.
 
@@ -122,9 +118,10 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
             )
         n_known = {len(rows["seen"]), len(rows["seen"] if rows["row_scale"] is None else rows["row_scale"])}
         if len(n_known | (n_rows := {len(weight) for weight in trained})) > 1:
+            theirs, ours = (" and ".join(f"{n:,}" for n in sorted(ns)) for ns in (n_rows, n_known))
             raise ValueError(
-                f"embedding and head have {_numbers(n_rows)} rows and the optimiser knows {_numbers(n_known)}; make the "
-                "optimiser after resizing, with a head as long as the embedding"
+                f"embedding and head have {theirs} rows and the optimiser knows {ours}; make the optimiser after resizing, "
+                "with a head as long as the embedding"
             )
 
     def _looked_up(self, ids: Tensor, output: Any) -> None:
@@ -232,14 +229,14 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_row_modules" in state:  # a copy or an unpickled one; load_state_dict comes by here too, without them
-            self._model = _nothing
+            self._model = lambda: None
             self._attach()
 
 
 class _LookUp:
     """Forward hook of an embedding that tells `optimizer` its ids; of a copy of the model, a hook that does nothing."""
 
-    def __init__(self, optimizer: Callable[[], FrequencyAwareAdamW | None] = _nothing):
+    def __init__(self, optimizer: Callable[[], FrequencyAwareAdamW | None] = lambda: None):
         self.optimizer = optimizer
 
     def __reduce__(self) -> tuple:
@@ -337,10 +334,6 @@ def _closure_first(args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
     with torch.enable_grad():
         loss = closure()
     return args[:1], {"closure": lambda: loss}
-
-
-def _numbers(values: set[int]) -> str:
-    return " and ".join(f"{value:,}" for value in sorted(values))
 
 
 def embedding_and_head(model: PreTrainedModel) -> list[nn.Module]:

@@ -20,10 +20,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import cached_file
 
 from fairlm_utils import files, frequency
-from fairlm_utils.files import first_line
 from fairlm_utils.frequency import IGNORE_INDEX
 from fairlm_utils.lm.corpora import CorpusError, load_corpus, source_state
-from fairlm_utils.params import CorpusParams, ParameterError, TokenizationParams
+from fairlm_utils.params import TOKENIZED, CorpusParams, ParameterError, TokenizationParams
 
 SPECIAL_TOKENS = {
     "pad_token": "<pad>",
@@ -82,7 +81,7 @@ def cache_dir(p: TokenizationParams) -> Path:
     if p.tokenizer != "bpe" and Path(p.tokenizer).exists():  # a folder may hold another tokenizer tomorrow
         sources.append(files.digests(p.tokenizer, _TOKENIZER_FILES))  # the same of a copy elsewhere
     digest = hashlib.sha256(json.dumps([made_from, *sources, _FORMAT], sort_keys=True).encode()).hexdigest()
-    return files.within(p.runs_dir, "tokenized", f"{Path(p.corpus).stem[:60]}-{digest[:12]}")
+    return files.within(p.runs_dir, TOKENIZED, f"{Path(p.corpus).stem[:60]}-{digest[:12]}")
 
 
 def tokenize_corpus(p: TokenizationParams) -> TokenizedCorpus:
@@ -229,7 +228,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name, tokenizer_object=mended)
     except Exception as error:  # transformers raises many types here
         raise ParameterError(
-            f"tokenizer: {name!r} cannot be read ({first_line(error)}); use bpe, a folder or a Hub id, "
+            f"tokenizer: {name!r} cannot be read ({files.first_line(error)}); use bpe, a folder or a Hub id, "
             "whose own code is never run"
         ) from error
     if tokenizer.is_fast:
@@ -357,7 +356,7 @@ def encode(
             encoded = [[*front, *e.ids, end] for e in fast.encode_batch_fast(batch, add_special_tokens=False)]
         except Exception as error:  # tokenizers has no other
             raise ParameterError(
-                f"tokenizer: cannot tokenize these documents ({first_line(error)}); choose another, or mend its tokenizer.json"
+                f"tokenizer: cannot tokenize these documents ({files.first_line(error)}); choose another, or mend its tokenizer.json"
             ) from error
         lengths += map(len, encoded)
         parts.append(np.concatenate([np.asarray(ids, dtype=dtype) for ids in encoded]))

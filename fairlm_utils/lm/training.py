@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
 from fairlm_utils import files
-from fairlm_utils.files import first_line
 from fairlm_utils.frequency import target_counts
 from fairlm_utils.lm import remedies
 from fairlm_utils.lm.models import STATE_BYTES, build_model, n_rows, physical_memory, weight_decay_groups
@@ -285,7 +284,7 @@ def _explained(p: TrainingParams) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise files.RunError(
-                f"torch_compile: {p.model!r} cannot be compiled here ({first_line(error)}); set torch_compile: none"
+                f"torch_compile: {p.model!r} cannot be compiled here ({files.first_line(error)}); set torch_compile: none"
             ) from error
         if not is_out_of_memory(error):
             raise
