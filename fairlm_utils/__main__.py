@@ -21,8 +21,12 @@ from fairlm_utils import files, params
 GO_ON = 75
 _FILE = click.argument("file", type=Path)
 _RUN = click.argument("run", type=Path)
-_WORKERS = click.option("--workers", default=0, help="Runs at a time; 0: cores divided by n_threads.")
-_RETRIES = click.option("--retries", default=1, show_default=True, help="Times a failed run is tried again.")
+_WORKERS = click.option(
+    "--workers", default=0, type=click.IntRange(min=0), help="Runs at a time; 0: cores divided by n_threads."
+)
+_RETRIES = click.option(
+    "--retries", default=1, type=click.IntRange(min=0), show_default=True, help="Times a failed run is tried again."
+)
 _OVERRIDES = click.option(
     "-p",
     "overrides",
@@ -107,15 +111,21 @@ def reproduce(file: Path, workers: int, retries: int, save_results: str, overrid
 
 @cli.command()
 @_FILE
-@click.option("--most", default=96, show_default=True, help="Runs in a stack.")
-@click.option("--workers", default=1, show_default=True, help="Processes that write what is found.")
+@click.option("--most", default=96, type=click.IntRange(min=1), show_default=True, help="Runs in a stack.")
+@click.option(
+    "--workers", default=1, type=click.IntRange(min=1), show_default=True, help="Processes that write what is found."
+)
 @click.option("--only", default="", metavar="TEXT", help="Runs of the variants whose name has this in it.")
 @_OVERRIDES
 def stack(file: Path, most: int, workers: int, only: str, overrides: Sequence[tuple[str, str]]) -> None:
     """Train and evaluate the small runs of FILE as stacked models, many at a time on one GPU."""
     from fairlm_utils.experiment import stacked
 
-    stacked.train_all([p for p in _read(file, overrides) if only in p.variant], most, workers)
+    points = _read(file, overrides)
+    if not (chosen := [p for p in points if only in p.variant]):
+        names = ", ".join(dict.fromkeys(p.variant for p in points if p.variant)) or "none"
+        raise params.ParameterError(f"--only {only!r}: no variant of {file} has this in its name; they are: {names}")
+    stacked.train_all(chosen, most, workers)
 
 
 @cli.command()
@@ -194,12 +204,7 @@ def repeat(run: Path) -> int:
 @click.argument("model")
 @click.argument("corpus")
 @click.option(
-    "--report",
-    type=Path,
-    default=Path("audit.html"),
-    show_default=True,
-    metavar="FILE",
-    help="Page to write.",
+    "--report", type=Path, default=Path("audit.html"), show_default=True, metavar="FILE", help="Page to write."
 )
 @click.option("--reference", default="", metavar="MODEL", help="A second model to compare with.")
 @click.option("--counts", default="", metavar="FILE", help="CSV or Parquet with columns token_id and count.")

@@ -313,6 +313,10 @@ class TheoryParams(FiguresParams):
     )
     theory_weight_decay: float = _param(1e-3, "λ_W and λ_H of the checked problem", gt=0)
     theory_dim: int = _param(8, "feature dimension d of the checked problem, at least the number of classes", ge=2)
+    compared_results: PathNames = _param(
+        ["results/ladder-4101", "results/ladder-8197", "results/imdb-small", "results/lambda-memorising"],
+        "other experiments that the curve is fitted to",
+    )
 
 
 class GeneralizationParams(Parameters):
@@ -322,6 +326,7 @@ class GeneralizationParams(Parameters):
         "results/map/map.csv", "losses of every run of the map, see fairlm_utils.analysis.forgone"
     )
     best_results: GivenPath = _param("results/map", "results of the best setting of those run at every λ")
+    best_cell: str = _param("400k targets, 10 epochs", "the cell of the map that they lie in")
     language_results: GivenPath = _param("results/languages", "results by language")
     tokenizer_results: GivenPath = _param("results/tokenizers", "results by tokenizer")
     memorising: GivenPath = _param("results/lambda-memorising", "results of runs that see each block many times")

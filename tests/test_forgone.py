@@ -74,16 +74,49 @@ def test_what_a_group_forgoes_is_against_the_choice_of_the_other_seeds(path):
 def test_what_is_said_is_what_the_table_holds(path):
     table = forgone.read(path)
     alone, together = forgone.by_seed(table), forgone.by_seed(table, jointly=True)
-    verdict, training, decay, useless = forgone.say(alone, together)
+    verdict, choice, training, decay, useless = forgone.say(alone, together)
     assert verdict.startswith("Of 2 pairs of text size and epochs 1 give") and "forgo at most 0.200 nats" in verdict
+    # at the lone useful cell λ = 1 lowers both classes by 0.1 nats (`losses`), so that the rare do not gain more
+    assert choice == "That λ is 0 in 0 of the 1; in the other 1 the rare gain more by it than the frequent in 0."
     assert "costs them up to 0.50 nats" in training and "gain 0.100 there" in training
-    assert "from 10 epochs on (1 such pairs)" in decay and "more in" in decay
+    assert "from 10 epochs on (1 such pairs)" in decay and "Their training loss rises in 1." in decay
+    assert (
+        "-0.10 to -0.10 nats and that of high-frequency ones by -0.30 to -0.30: the rare gain more in 0 of 1" in decay
+    )
+    assert "fewer epochs" not in decay
     assert "(30k targets, 1 epoch)" in useless and "choose λ = 3" in useless
     drawn = forgone.rare_on_map(alone)
     assert drawn[0]["targets"].cat.categories.tolist() == ["30k", "2M"] and "0.20 nats of held-out" in drawn[3]
     spec = charts.regime_map(*drawn).to_dict()
     said = [row["said"] for rows in spec["datasets"].values() for row in rows]
     assert said.count("not run") == 4 and "+0.20" in said  # a cell of either size was run at one number of epochs
+
+
+def test_a_cell_where_fewer_epochs_without_decay_do_better_is_named(path):
+    table = forgone.read(path)
+    longer = table.query("cell == '2M targets, 10 epochs'")
+    shorter = longer.assign(
+        cell="2M targets, 3 epochs", average=longer["average"] - 0.5
+    )  # 3.6 without decay against 3.8 with
+    *_, idle, _ = forgone.say(*(forgone.by_seed(pd.concat([table, shorter]), jointly) for jointly in (False, True)))
+    assert idle == "In 1 of the 1 fewer epochs without decay do better still."
+    another = longer.assign(cell="3M targets, 10 epochs")
+    three = pd.concat([table, shorter, another])
+    *_, idle, _ = forgone.say(*(forgone.by_seed(three, jointly) for jointly in (False, True)))
+    assert idle.endswith("still; in the others the changes are -0.10 to -0.10 and -0.30 to -0.30.")
+
+
+def test_what_decay_does_to_a_rate_is_told_from_what_it_does_to_rare_types(path):
+    table = forgone.read(path)
+    together = forgone.by_seed(table, jointly=True)
+    said = forgone.say_control(together)
+    assert (
+        said.startswith("A λ above 0 is chosen with the rate in 1 of the 1 cells of use")
+        and "in 1 (2M targets, 10 epochs)" in said
+    )
+    slower = table.assign(low=table["low"] - 0.05 * ((table["learning_rate"] == 0.1) & (table["weight_decay"] == 0)))
+    said = forgone.say_own_rate(slower, "2M targets, 10 epochs", 0.2, 1.0)
+    assert "gain 0.100 nats by λ = 1; against the best rate without decay, 0.1, it is 0.050" in said
 
 
 def test_the_line_through_widths_is_that_of_its_points(path):
@@ -93,7 +126,13 @@ def test_the_line_through_widths_is_that_of_its_points(path):
     ]
     line = forgone.by_width(forgone.by_seed(pd.concat(wide))).set_index("quantity").loc["change"]
     assert line["slope"] == pytest.approx(-0.1) and line["predicted"] == pytest.approx(-0.1 - 0.1 * np.log2(1280 / 128))
-    assert "grows with width" in forgone.say_width(forgone.by_width(forgone.by_seed(pd.concat(wide))))
+    deep = frame.assign(model="deep")
+    seeds = forgone.by_seed(pd.concat([*wide, deep]))
+    assert "grows with width" in forgone.say_width(seeds) and "(4.100, 4.100, 4.100 nats)" in forgone.say_width(seeds)
+    (said,) = forgone.say_others(seeds)
+    assert said.startswith(
+        "deep, λ = 1: the held-out loss of low-frequency types changes by -0.100 nats [-0.100, -0.100]"
+    )
 
 
 def test_a_table_without_rates_is_refused(tmp_path, path):

@@ -97,7 +97,8 @@ def test_losses_of_the_theory_above_a_floor_are_fitted_exactly():
     )
     assert len(fitted) == 12 and fitted["residual"].abs().max() < 1e-4
     said = theory.say_fits(fits, fitted)
-    assert said[0] == "The theory's curve has R² ≥ 0.9 at 2 of 2 values of λ > 0 (1.00 at 0.1, 1.00 at 0.3)"
+    assert said[0].startswith("The theory's curve has R² ≥ 0.9 at 2 of 2 values of λ > 0 (1.00 at 0.1, 1.00 at 0.3)")
+    assert said[0].endswith("), and 1.00 at λ = 0, where the theory has no loss")
     assert (
         "-0.50; the theory's is -0.50" in said[1]
         and said[2].startswith("The effective λ rises with")
@@ -110,3 +111,7 @@ def test_losses_of_another_shape_are_not_said_to_fit_and_bins_below_the_floor_ar
     fits, fitted = theory.fit_bins(rising)
     assert "R² ≥ 0.9 at 0 of 2" in theory.say_fits(fits, fitted)[0] and fitted["bin_low"].max() == 9
     assert "does not always rise" in theory.say_fits(fits.assign(effective=[1, 3, 2]), fitted)[2]
+    elsewhere = theory.say_elsewhere(
+        {"well": fits.assign(r_squared=[0.5, 0.95, 0.9]), "ill": fits.assign(r_squared=0.2)[1:]}
+    )
+    assert "at 2 of 2 (well, 0.50 at λ = 0), 0 of 2 (ill);" in elsewhere

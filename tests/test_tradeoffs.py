@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from fairlm_utils import files
 from fairlm_utils.analysis import tradeoffs
-from fairlm_utils.analysis.results import Results
+from fairlm_utils.analysis.results import Results, load_results
 from tests.test_comparisons import classes
 
 
@@ -36,6 +37,7 @@ def remedies(**changes: tuple[float, float]) -> pd.DataFrame:
             {
                 "variant": name, "seed": seed, "heldout_average": 5 + 0.5 * seed + average + e * (name != "plain decay"),
                 "heldout_low_frequency": 7 - 0.5 * seed + low + e * (name != "plain decay"), "heldout_ece": 0.1,
+                "heldout_high_frequency": 4 - 0.2 * low + 0.001 * e,
                 "train_average": 3 - low + 0.001 * e,
             }
             for name, (average, low) in changes.items() for seed, e in enumerate((-0.01, 0.0, 0.01))
@@ -60,10 +62,24 @@ def test_the_remedy_recommended_is_the_best_for_rare_types_of_those_no_worse_on_
     assert table.loc["better", "heldout_low_frequency_high"] == pytest.approx(-0.6 + half)
     said = tradeoffs.say_remedies(judged)
     assert said.startswith("recommended: better, which changes the held-out loss of low-frequency types by -0.600 nats")
-    assert "over 5 variants" in said and "3 seeds; it raises the training average loss (+0.600" in said
-    said = tradeoffs.say_best(judged)
-    assert "slight has the lowest held-out average loss (-0.100" in said
-    assert "of the 4 whose average is not worse, better has the lowest" in said and "(-0.600" in said
+    assert "over 5 variants" in said and "the training average loss (+0.600" in said
+    assert "3 seeds; it raises the held-out loss of high-frequency types (+0.120" in said
+    first, said = tradeoffs.say_best(judged)
+    assert "slight has the lowest held-out average loss (-0.100" in first
+    # plain decay is no worse than itself and is not counted; the averages' smallest of 5 p-values, by hand as above
+    assert (
+        "Of 5 variants" in first
+        and "Of the 3 of 5 variants whose held-out average is not worse than plain decay's, better has the lowest"
+        in said
+    )
+    assert f"Holm-corrected p = {3 * 2 * stats.t.sf(0.1 / (0.01 / np.sqrt(3)), 2):.2g})" in first and "(-0.600" in said
+    assert "changes that of high-frequency types by +0.120" in said
+
+
+def test_variants_that_change_rare_types_are_counted():
+    judged = tradeoffs.judge_remedies(remedies(better=(0.0, -0.6), costly=(0.2, -0.9), slight=(-0.1, -0.02)))
+    assert tradeoffs.say_counts(judged).startswith("after Holm's correction 2 of 4 variants lower")
+    assert tradeoffs.say_counts(judged).endswith("1 of them at no worse average, and 1 raise it")
 
 
 def test_no_remedy_is_recommended_where_none_is_needed_helps_or_can():
@@ -76,7 +92,9 @@ def test_no_remedy_is_recommended_where_none_is_needed_helps_or_can():
     harmful = tradeoffs.say_remedies(tradeoffs.judge_remedies(remedies(**{"no decay": (1.0, -2.0)})))
     assert harmful.startswith("no remedy helps here: plain decay raises") and "+2.000 nats" in harmful
     moot = tradeoffs.judge_remedies(remedies(**{"no decay": (0.0, 2.0)}, better=(0.0, -0.6)))
-    assert not moot["recommended"].any() and "nothing to remedy" in tradeoffs.say_remedies(moot)
+    assert not moot["recommended"].any() and tradeoffs.say_remedies(moot).startswith(
+        "no remedy is recommended: plain decay does not lower"
+    )
     one_seed = tradeoffs.judge_remedies(remedies(better=(0.0, -0.6)).query("seed == 0"))
     assert not one_seed["recommended"].any()
     with pytest.raises(ValueError, match="no decay"):
@@ -106,6 +124,7 @@ def test_what_remedies_are_judged_on_comes_from_the_tables():
     c = pd.concat(
         [classes().query("weight_decay == 0 and seed == 0").assign(variant=v, split="held-out") for v in names]
     )
+    c = c.assign(loss=c["loss"] + (c["frequency_class"] == "high"))
     # over both classes: confidence 0.5 · 3/4 + 0.7 · 1/4 = 0.55 in one bin, accuracy 0.25; the other bin is calibrated
     r = pd.DataFrame(
         [("low", 0.5, 3, 0.5, 0.0), ("high", 0.5, 1, 0.7, 1.0), ("high", 0.9, 4, 0.95, 0.95)],
@@ -118,7 +137,22 @@ def test_what_remedies_are_judged_on_comes_from_the_tables():
     row = numbers.loc["plain decay"]
     assert (row["train_balanced"], row["heldout_average"], row["heldout_balanced"]) == (2.0, 2.0, 3.0)
     assert (row["train_rarest"], row["heldout_rarest"], row["heldout_low_frequency"]) == (5.0, 6.0, 1.0)
-    assert row["heldout_ece"] == pytest.approx(0.3 * 4 / 8)
+    assert row["heldout_high_frequency"] == 2.0 and row["heldout_ece"] == pytest.approx(0.3 * 4 / 8)
+
+
+def test_what_plain_decay_changes_at_another_rate_is_measured_from_no_decay():
+    regime = load_results(files.PROJECT / "results" / "remedies-regime")
+    (said,) = tradeoffs.say_other_rates(regime)
+    low = regime.classes.query("frequency_class == 'low' and split == 'held-out'").pivot(
+        index="seed", columns="variant", values="loss"
+    )
+    change = (low["twice the rate"] - low["no decay"]).mean()
+    assert (
+        said.startswith("At other rates than 0.004")
+        and f"low-frequency types {change:+.3f} nats" in said.split("at 0.008")[1]
+    )
+    assert said.count("low-frequency") == 2  # the two that change λ with the rate are other variants
+    assert tradeoffs.say_other_rates(load_results(files.PROJECT / "results" / "remedies-onepass")) == []
 
 
 def test_kinds_of_remedies_are_what_differs_from_plain_decay():

@@ -173,15 +173,15 @@ def figure_3(totals: pd.DataFrame, chance: float | None = None) -> alt.Chart:
     return _against_weight_decay(totals, "measure", _y("loss (nats)"), title, of, chance)
 
 
-def change_by_weight_decay(changes: pd.DataFrame, group: str = "frequency_class") -> alt.Chart:
-    """Change of a loss from λ = 0 (y, nats) against λ (x), one curve per value of `group`, with intervals over seeds.
+def change_by_weight_decay(changes: pd.DataFrame) -> alt.Chart:
+    """Change of the loss from λ = 0 (y, nats) against λ (x) of low- and high-frequency types, with intervals over seeds.
 
-    `changes`: weight_decay, split, `group` and the columns of `comparisons.paired`; regime if there are several. Above
+    `changes`: weight_decay, split, frequency_class and the columns of `comparisons.paired`; regime if there are several. Above
     the line at 0 weight decay harms, below it helps.
     """
     y = alt.Y("mean:Q", title="change of the loss from λ = 0 (nats)")
-    of = "change of the loss from weight decay 0 against weight decay"
-    return _against_weight_decay(changes, group, y, "What weight decay changes", of, below=[_zero(y=alt.datum(0))])
+    of, title = "change of the loss from weight decay 0 against weight decay", "What weight decay changes"
+    return _against_weight_decay(changes, "frequency_class", y, title, of, below=[_zero(y=alt.datum(0))])
 
 
 def _beside_baselines(
@@ -251,7 +251,8 @@ def regime_map(cells: pd.DataFrame, value: str, panel: str, title: str, subtitle
     drawn["said"] = drawn[value].map("{:+.2f}".format).where(known, "not run")
     drawn["chosen"] = drawn["weight_decay"].map("λ = {:g}".format).where(known, "")
     drawn["useful"] = drawn["useful"].eq(True)
-    most = float(drawn.loc[drawn["useful"], value].abs().max()) or 1.0
+    most = drawn.loc[drawn["useful"] & drawn[value].ne(0), value].abs().max()
+    most = 1.0 if np.isnan(most) else float(most)
     base = alt.Chart(drawn).encode(
         x=alt.X("epochs:O", title="epochs", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("targets:O", title="targets in the text", sort=sizes[::-1]),
@@ -362,7 +363,7 @@ def change_by_language(changes: pd.DataFrame, answer: str) -> alt.Chart:
 def reliability(curves: pd.DataFrame) -> alt.Chart | alt.FacetChart:
     """Accuracy (y) against confidence (x) of low- and high-frequency targets, one curve per λ; the diagonal is calibrated.
 
-    `curves`: weight_decay, frequency_class, confidence, accuracy (means over seeds); regime if there are several.
+    `curves`: weight_decay, frequency_class, confidence, accuracy (means over seeds).
     """
     frame = _labelled(curves)
     colour, chosen, opacity = _by_weight_decay(frame)
@@ -382,11 +383,9 @@ def reliability(curves: pd.DataFrame) -> alt.Chart | alt.FacetChart:
     # points as a mark of their own: JupyterLab's Vega-Lite loses the selection of a line that draws them itself
     lines = base.mark_line(strokeWidth=2).add_params(chosen)
     points = base.mark_point(filled=True, size=35)
-    facets: dict[str, Any] = {"column": alt.Column("frequency_class:N", title=None, sort=["low", "high"])}
-    if "regime" in frame:
-        facets["row"] = alt.Row("regime:N", title=None, sort=frame["regime"].unique().tolist())
+    classes = alt.Column("frequency_class:N", title=None, sort=["low", "high"])
     layered = alt.layer(diagonal, lines, points).properties(width=WIDTH, height=HEIGHT, data=frame)
-    return layered.facet(**facets).properties(
+    return layered.facet(column=classes).properties(
         title="Reliability by frequency of the target",
         description="Curves of accuracy against confidence for low- and high-frequency targets, one per weight decay",
     )

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from fairlm_utils import files
-from fairlm_utils.analysis import metrics
+from fairlm_utils.analysis import metrics, scale
 from fairlm_utils.analysis.results import SOME_TABLES, TABLES, Results
 
 
@@ -89,9 +89,9 @@ def at_best_rate(results: Results) -> Results:
     return replace(results, **tables, params={**results.params, "variants": own}, provenance=provenance)  # type: ignore[arg-type]
 
 
-def paired(frame: pd.DataFrame, value: str, confidence: float = 0.95, base: float = 0.0) -> pd.DataFrame:
-    """Change of `value` from weight decay `base`, paired by seed: the key columns and those of `mean_interval`."""
-    return mean_interval(metrics.changes(frame, value, base), "difference", confidence)
+def paired(frame: pd.DataFrame, value: str, confidence: float = 0.95) -> pd.DataFrame:
+    """Change of `value` from λ = 0, paired by seed: the key columns and those of `mean_interval`."""
+    return mean_interval(metrics.changes(frame, value), "difference", confidence)
 
 
 def mean_interval(frame: pd.DataFrame, value: str, confidence: float = 0.95) -> pd.DataFrame:
@@ -118,12 +118,10 @@ def say_changes(changes: pd.DataFrame, group: str, value: str = "loss", unit: st
     return lines
 
 
-def slope_test(
-    classes: pd.DataFrame, value: str = "loss", largest: float = 1.0, confidence: float = 0.95
-) -> pd.DataFrame:
+def slope_test(classes: pd.DataFrame, largest: float = 1.0, confidence: float = 0.95) -> pd.DataFrame:
     """Whether low-frequency types rise faster with λ than high-frequency ones: one row per model, split and regime.
 
-    The slope is that of the least-squares line of `value` against λ in [0, `largest`], one per seed and class (nats per
+    The slope is that of the least-squares line of the loss against λ in [0, `largest`], one per seed and class (nats per
     unit of λ). Columns: low, high (mean slopes), difference with its interval (difference_low, difference_high), p_value
     of the one-sided paired t test that the difference is not above 0, n_seeds, n_weight_decays. Raises ValueError with
     fewer than two values of λ.
@@ -132,16 +130,14 @@ def slope_test(
     keys = [k for k in metrics.KEYS if k in classes and k not in ("weight_decay", "seed", "frequency_class")]
     rows = []
     for key, group in within.groupby(keys, sort=False):
-        table = group.pivot_table(index="weight_decay", columns=["frequency_class", "seed"], values=value)
+        table = group.pivot_table(index="weight_decay", columns=["frequency_class", "seed"], values="loss")
         if len(table) < 2:
             raise ValueError(f"a slope in λ needs two values of λ up to {largest:g}; the experiment has {len(table)}")
         slopes = pd.Series(np.polyfit(table.index, table.to_numpy(), 1)[0], index=table.columns)
         low, high = slopes["low"], slopes["high"]
-        mean, bounds, p_value = (low - high).mean(), (np.nan, np.nan), np.nan
-        if len(low) > 1:
-            bounds = stats.t.interval(confidence, len(low) - 1, mean, stats.sem(low - high))
-            p_value = stats.ttest_1samp(low - high, 0.0, alternative="greater").pvalue
-        rows.append((*key, low.mean(), high.mean(), mean, *bounds, p_value, len(low), len(table)))
+        found = scale.mean_and_interval(low - high, confidence)
+        p_value = stats.ttest_1samp(low - high, 0.0, alternative="greater").pvalue if len(low) > 1 else np.nan
+        rows.append((*key, low.mean(), high.mean(), *found, p_value, len(low), len(table)))
     of_difference = ["difference", "difference_low", "difference_high", "p_value"]
     return pd.DataFrame(rows, columns=[*keys, "low", "high", *of_difference, "n_seeds", "n_weight_decays"])
 
@@ -168,7 +164,7 @@ def stacked(regimes: Mapping[str, Results], table: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def at_weight_decay(results: Results, weight_decay: float, confidence: float = 0.95) -> pd.DataFrame:
+def at_weight_decay(results: Results, weight_decay: float) -> pd.DataFrame:
     """Change from λ = 0 to `weight_decay`, or the largest λ below it that was run, as `mean ± half interval` (nats).
 
     One row per variant and split: average and token-balanced loss, low- and high-frequency types. Raises ValueError if the
@@ -183,7 +179,7 @@ def at_weight_decay(results: Results, weight_decay: float, confidence: float = 0
     totals = results.totals.rename(columns=names).melt(keys, list(names.values()), "measure", "loss")
     classes = results.classes.assign(measure=results.classes["frequency_class"] + "-frequency")
     losses = pd.concat([totals, classes[totals.columns]])
-    changes = paired(losses[losses["weight_decay"].isin([0.0, below.max()])], "loss", confidence)
+    changes = paired(losses[losses["weight_decay"].isin([0.0, below.max()])], "loss")
     changes["change"] = [f"{m:+.3f} ± {h - m:.2g}" for m, h in zip(changes["mean"], changes["high"], strict=True)]
     order = ["average", "token-balanced", "low-frequency", "high-frequency"]
     kept = [k for k in ("variant", "split", "weight_decay", "n_seeds") if k in changes]
@@ -191,22 +187,25 @@ def at_weight_decay(results: Results, weight_decay: float, confidence: float = 0
     return table.loc[list(dict.fromkeys(map(tuple, changes[kept].to_numpy())))].reset_index().rename_axis(columns=None)
 
 
-def findings(changes: pd.DataFrame, slopes: pd.DataFrame, weight_decay: float) -> list[str]:
-    """Sentences that the tables of `paired` and `slope_test` support, one per regime and text, harm and help alike."""
-    lines = []
-    for row in slopes.itertuples():
+def findings(changes: pd.DataFrame, slopes: pd.DataFrame, weight_decay: float, confidence: float = 0.95) -> list[str]:
+    """Sentences that the tables of `paired` and `slope_test` support, one per regime and text, harm and help alike.
+
+    The p-values of the slopes are Holm-corrected over the rows of `slopes`.
+    """
+    lines, level = [], 1 - confidence
+    for row in slopes.assign(p_holm=holm(slopes["p_value"])).itertuples():
         here = changes[(changes["regime"] == row.regime) & (changes["split"] == row.split)]
         low, high = (
             here[(here["frequency_class"] == c) & (here["weight_decay"] == weight_decay)].iloc[0]
             for c in ("low", "high")
         )
         said = [f"{name} types {_direction(c)}" for name, c in (("low-frequency", low), ("high-frequency", high))]
-        faster = "rise faster with λ than" if row.p_value < 0.05 else "do not rise reliably faster with λ than"
-        first = here[(here["frequency_class"] == "low") & (here["p_value"] < 0.05)]["weight_decay"].min()
+        faster = "rise faster with λ than" if row.p_holm < level else "do not rise reliably faster with λ than"
+        first = here[(here["frequency_class"] == "low") & (here["p_value"] < level)]["weight_decay"].min()
         lines.append(
             f"{row.regime}, {row.split} text, λ 0 → {weight_decay:g}: {' and '.join(said)}; low-frequency types {faster} high-frequency "
-            f"ones (slopes {row.low:+.3f} and {row.high:+.3f}, p = {row.p_value:.2g}, {row.n_seeds} seeds); smallest λ with a change "
-            f"beyond seeds: {'none' if np.isnan(first) else f'{first:g}'}"
+            f"ones (slopes {row.low:+.3f} and {row.high:+.3f}, p = {row.p_value:.2g}, Holm-corrected "
+            f"{row.p_holm:.2g}, {row.n_seeds} seeds); smallest λ with a change beyond seeds: {'none' if np.isnan(first) else f'{first:g}'}"
         )
     return lines
 

@@ -123,7 +123,9 @@ def rare_on_map(seeds: pd.DataFrame, confidence: float = 0.95) -> tuple[pd.DataF
     cells = forgone(of_map(seeds), confidence).query("group == 'low'")
     cells = cells.join(size_and_epochs(cells["cell"])).assign(text=cells["split"] + " text").sort_values("split")
     most = cells[cells["useful"]].groupby("split")["forgone"].max()
-    title = f"Rare types forgo at most {most['held-out']:.2f} nats of held-out loss, and {most['training']:.2f} of training loss"
+    title = "No model is of use on this map"
+    if len(most):
+        title = f"Rare types forgo at most {most['held-out']:.2f} nats of held-out loss, and {most['training']:.2f} of training loss"
     said = (
         "Low-frequency types, at the λ of the best held-out average against the λ best for them. Grey: no model of use"
     )
@@ -135,7 +137,9 @@ def gains_on_map(together: pd.DataFrame, confidence: float = 0.95) -> tuple[pd.D
     cells = forgone(of_map(together), confidence).query("split == 'held-out' and group in ['low', 'high']")
     cells = cells.join(size_and_epochs(cells["cell"])).assign(types=cells["group"] + "-frequency types")
     mean = cells[cells["useful"]].groupby("group")["change"].mean()
-    title = f"Decay changes the held-out loss of rare types by {mean['low']:+.2f} nats, of frequent ones by {mean['high']:+.2f}"
+    title = "No model is of use on this map"
+    if len(mean):
+        title = f"Decay changes the held-out loss of rare types by {mean['low']:+.2f} nats, of frequent ones by {mean['high']:+.2f}"
     said = (
         "Rate and λ chosen together, against the best rate without decay; means over the cells. Grey: no model of use"
     )
@@ -143,34 +147,10 @@ def gains_on_map(together: pd.DataFrame, confidence: float = 0.95) -> tuple[pd.D
 
 
 def say(seeds: pd.DataFrame, together: pd.DataFrame, confidence: float = 0.95) -> list[str]:
-    """What the map says, in sentences: `seeds` of `by_seed` with λ chosen alone, `together` with the rate.
-
-    The bound is simultaneous over the cells (Bonferroni), for the largest of several is read.
-    """
+    """What the map says, in sentences: `seeds` of `by_seed` with λ chosen alone, `together` with the rate."""
     seeds, together = of_map(seeds), of_map(together)
-    useful, many = seeds[seeds["useful"]], together[together["useful"]]
-    n, n_cells = useful["cell"].nunique(), seeds["cell"].nunique()
-    at_once = forgone(useful, 1 - (1 - confidence) / n)
-    held, train = (at_once[(at_once["split"] == s) & (at_once["group"] == "low")] for s in ("held-out", "training"))
-    most, cost = held.loc[held["forgone"].idxmax()], train.loc[train["change"].idxmax()]
-    there = held.loc[held["cell"] == cost["cell"], "change"].iloc[0]
-    lines = [
-        f"Of {n_cells} pairs of text size and epochs {n} give a model of use ({USEFUL:g} nats below the unigram on held-out "
-        "text). There, at the λ that the held-out average chooses, low-frequency types forgo at most "
-        f"{most['forgone']:.3f} nats of held-out loss ({most['cell']}; simultaneous {confidence:.0%} bound "
-        f"{held['forgone_high'].max():.2f}) against the λ best for them.",
-        f"On training text the same λ costs them up to {cost['change']:.2f} nats [{cost['change_low']:.2f}, "
-        f"{cost['change_high']:.2f}] ({cost['cell']}), which is memorisation: on held-out text they "
-        f"{'gain' if there < 0 else 'lose'} {abs(there):.3f} there.",
-    ]
-    late = forgone(many[size_and_epochs(many["cell"])["epochs"] >= 10], confidence).query("split == 'held-out'")
-    low, high = (late[late["group"] == g]["change"].reset_index(drop=True) for g in ("low", "high"))
-    lines.append(
-        f"With rate and λ chosen together, from 10 epochs on ({len(low)} such pairs), decay changes the held-out loss of "
-        f"low-frequency types by {_range(low)} nats and that of high-frequency ones by {_range(high)}: the rare gain "
-        f"more in {(low < high).sum()} of {len(low)}."
-    )
     useless = forgone(seeds[~seeds["useful"]], confidence).query("split == 'held-out' and group == 'low'")
+    lines = [*_say_alone(seeds, confidence), *_say_together(together, confidence)]
     if len(useless):
         lines.append(
             f"Where the model is of no use ({'; '.join(useless['cell'])}) low-frequency types forgo "
@@ -178,6 +158,86 @@ def say(seeds: pd.DataFrame, together: pd.DataFrame, confidence: float = 0.95) -
             "tried, which leaves little of the model."
         )
     return lines
+
+
+def _say_alone(seeds: pd.DataFrame, confidence: float) -> list[str]:
+    """What low-frequency types forgo and pay where λ is chosen alone.
+
+    Intervals hold for all cells at once (Bonferroni), for the largest of several is read.
+    """
+    useful = seeds[seeds["useful"]]
+    n, n_cells = useful["cell"].nunique(), seeds["cell"].nunique()
+    held, frequent, train = _by_class(forgone(useful, 1 - (1 - confidence) / n))
+    cost = train["change"].idxmax()
+    there, paid = held.loc[cost, "change"], train.loc[cost]
+    decayed = held.index[held["weight_decay"] > 0]
+    more = (held.loc[decayed, "change"] < frequent.loc[decayed, "change"]).sum()
+    return [
+        f"Of {n_cells} pairs of text size and epochs {n} give a model of use ({USEFUL:g} nats below the unigram on held-out "
+        "text). There, at the λ that the held-out average chooses, low-frequency types forgo at most "
+        f"{held['forgone'].max():.3f} nats of held-out loss against the λ best for them ({held['forgone'].idxmax()}); the "
+        f"{confidence:.0%} bound for all pairs at once is {held['forgone_high'].max():.2f}.",
+        f"That λ is 0 in {n - len(decayed)} of the {n}; in the other {len(decayed)} the rare gain more by it than the frequent in "
+        f"{more}.",
+        f"On training text the same λ costs them up to {paid['change']:.2f} nats [{paid['change_low']:.2f}, "
+        f"{paid['change_high']:.2f}] ({cost}), which is memorisation: on held-out text they "
+        f"{'gain' if there < 0 else 'lose'} {abs(there):.3f} there.",
+    ]
+
+
+def _say_together(together: pd.DataFrame, confidence: float) -> list[str]:
+    """What decay buys either class where rate and λ are chosen together, and in which cells fewer epochs without decay do better."""
+    sized = together.join(size_and_epochs(together["cell"]))
+    low, high, train = (
+        t["change"] for t in _by_class(forgone(sized[sized["useful"] & (sized["epochs"] >= 10)], confidence))
+    )
+    chosen = sized.drop_duplicates("cell").set_index("cell")
+    fewer = pd.Series({
+        cell: chosen.query("targets == @own.targets and epochs < @own.epochs")["base"].min()
+        for cell, own in chosen.loc[low.index].iterrows()
+    })  # fmt: skip
+    idle = fewer < chosen.loc[low.index, "average"]
+    lines = [
+        f"With rate and λ chosen together, from 10 epochs on ({len(low)} such pairs), decay changes the held-out loss of "
+        f"low-frequency types by {_range(low)} nats and that of high-frequency ones by {_range(high)}: the rare gain more in "
+        f"{(low < high).sum()} of {len(low)}. Their training loss rises in {(train > 0).sum()}."
+    ]
+    if idle.any():
+        rest = f"; in the others the changes are {_range(low[~idle])} and {_range(high[~idle])}"
+        lines.append(
+            f"In {idle.sum()} of the {len(low)} fewer epochs without decay do better still{'' if idle.all() else rest}."
+        )
+    return lines
+
+
+def _by_class(cells: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows of `forgone` by cell: low- and high-frequency types on held-out text, and low-frequency types on training text."""
+    wanted = (("held-out", "low"), ("held-out", "high"), ("training", "low"))
+    return [cells[(cells["split"] == split) & (cells["group"] == group)].set_index("cell") for split, group in wanted]
+
+
+def say_control(together: pd.DataFrame, confidence: float = 0.95) -> str:
+    """In how many useful cells decay lowers the held-out average of the best rate without it, of those tried, beyond seeds."""
+    cells = forgone(of_map(together), confidence).query("useful and split == 'held-out' and group == 'average'")
+    decayed = cells[cells["weight_decay"] > 0]
+    beyond = decayed.loc[decayed["change_high"] < 0, "cell"]
+    return (
+        f"A λ above 0 is chosen with the rate in {len(decayed)} of the {len(cells)} cells of use; against the best rate without "
+        f"decay, of those tried, the held-out average falls by more than seed-to-seed variation in {len(beyond)} ({'; '.join(beyond)})."
+    )
+
+
+def say_own_rate(frame: pd.DataFrame, cell: str, learning_rate: float, weight_decay: float) -> str:
+    """How much of what low-frequency types gain on held-out text at a rate is decay mending that rate, in one sentence."""
+    own = of_map(frame).query("split == 'held-out' and cell == @cell")
+    means = own.groupby(["learning_rate", "weight_decay"])[["average", "low"]].mean()
+    base_rate = means.xs(0.0, level="weight_decay")["average"].idxmin()
+    at = means.loc[(learning_rate, weight_decay), "low"]
+    here, best = (means.loc[(rate, 0.0), "low"] - at for rate in (learning_rate, base_rate))
+    return (
+        f"At this rate, {learning_rate:g}, low-frequency types gain {here:.3f} nats by λ = {weight_decay:g}; against the best rate "
+        f"without decay, {base_rate:g}, it is {best:.3f}: the rest is decay mending the rate."
+    )
 
 
 def _range(values: pd.Series) -> str:
@@ -241,14 +301,32 @@ def by_width(seeds: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def say_width(lines: pd.DataFrame) -> str:
-    """What width does to the change of low-frequency types' held-out loss, in one sentence."""
-    row = lines.set_index("quantity").loc["change"]
+def say_width(seeds: pd.DataFrame, confidence: float = 0.95) -> str:
+    """What width does to the change of low-frequency types' held-out loss, and whether it is a matter of rates, in one sentence."""
+    row = by_width(seeds, confidence).set_index("quantity").loc["change"]
     beyond = np.log2(PAPER_WIDTH / max(WIDTHS.values()))
     sign = "grows" if row["slope_high"] < 0 else "shrinks" if row["slope_low"] > 0 else "does not reliably change"
+    cells = seeds.loc[seeds["model"].isin(WIDTHS) & (seeds["model"] != "qwen2-tiny"), "cell"]
+    bases = seeds[seeds["cell"].isin(cells)].drop_duplicates("model").set_index("model").loc[list(WIDTHS), "base"]
+    worse = " more" if bases.is_monotonic_increasing else ""
     return (
         f"What low-frequency types gain from λ on held-out text {sign} with width: {row['slope']:+.3f} nats of their loss "
         f"per doubling [{row['slope_low']:+.3f}, {row['slope_high']:+.3f}]; at OpenELM-270M's width of {PAPER_WIDTH:,} the "
         f"line says {row['predicted']:+.2f} [{row['predicted_low']:+.2f}, {row['predicted_high']:+.2f}], {beyond:.1f} doublings "
-        "beyond what was run, at rates of which the wider models had two."
+        f"beyond what was run. Without decay the wider models lose{worse} on average ({', '.join(f'{b:.3f}' for b in bases)} "
+        "nats), at the best of two rates where the narrow one had five: part of this may be their rate."
     )
+
+
+def say_others(seeds: pd.DataFrame, confidence: float = 0.95) -> list[str]:
+    """What decay changes for models that are on no line of widths, deeper or of another architecture, a sentence each."""
+    others = seeds[~seeds["model"].isin(WIDTHS) & (seeds["split"] == "held-out")]
+    said = []
+    for model, own in forgone(others, confidence).groupby("model", sort=False):
+        low, high = (own.set_index("group").loc[group] for group in ("low", "high"))
+        said.append(
+            f"{model}, λ = {low['weight_decay']:g}: the held-out loss of low-frequency types changes by {low['change']:+.3f} nats "
+            f"[{low['change_low']:+.3f}, {low['change_high']:+.3f}], that of high-frequency ones by {high['change']:+.3f} "
+            f"[{high['change_low']:+.3f}, {high['change_high']:+.3f}]"
+        )
+    return said

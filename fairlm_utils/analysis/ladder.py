@@ -19,7 +19,7 @@ from fairlm_utils import params
 from fairlm_utils.analysis import metrics, scale
 from fairlm_utils.analysis.claims import PAPER_FLOOR, PAPER_TABLE_1, paper_ratio
 from fairlm_utils.analysis.results import Results, load_results
-from fairlm_utils.files import PROJECT
+from fairlm_utils.files import PROJECT, RunError
 
 #: Effects of λ told apart by what it changes, `effects`; the control's is named by its comparison with the tuned rate.
 REALLOCATION, ADDED_BY_COUNT, ADDED_ALIKE = "re-allocation", "added loss by count", "added loss in all types alike"
@@ -169,6 +169,10 @@ def predictions(
         p = params.expand(params.read(file))[0]
         chosen = {"corpus": p.corpus, "layout": "packed" if p.packing else "first", "context": p.context}
         own = counts[np.logical_and.reduce([counts[k] == v for k, v in chosen.items()])]
+        if own.empty:
+            raise RunError(
+                f"{file}: results/paper-layout has no counts of {chosen}; results/paper-layout/export.py makes them"
+            )
         found = pd.DataFrame(
             scale.predict_ratio(slopes[slopes["memorised"]], c["n_train"], c["n_types"], confidence)
             for _, c in own.groupby("tokenizer_reviews")

@@ -238,7 +238,7 @@ def mean_and_interval(values: pd.Series, confidence: float = 0.95) -> tuple[floa
     """Mean over seeds and its Student-t interval; all NaN if a value is missing, the interval with one seed."""
     if values.isna().any() or values.empty:
         return (np.nan,) * 3
-    half = metrics.t_half_width(pd.Series([values.std()]), pd.Series([len(values)]), confidence).iloc[0]
+    half = metrics.t_half_width(values.std(), len(values), confidence)
     return values.mean(), values.mean() - half, values.mean() + half
 
 
@@ -277,24 +277,22 @@ def rungs(experiments: Mapping[str, Results]) -> dict[str, Results]:
     return found
 
 
-def rung_slopes(
-    rungs: Mapping[str, Results], rise: float = PAPER_RISE, near: tuple[float, float] = COMPARABLE_RISE
-) -> pd.DataFrame:
+def rung_slopes(rungs: Mapping[str, Results]) -> pd.DataFrame:
     """Slopes by count of every rung at the same effect, one row per seed: what `predict_ratio` takes.
 
-    The slope grows with λ, so each seed's is taken where λ raises its balanced loss by `rise` nats: linear in the logarithm
-    of the rise between the two λ that bracket it; else that of the λ nearest to it among those with a rise within `near`,
-    else empty. Columns: rung, seed, slope, the below and beyond of `fit_bend` taken likewise, `rise` of the slopes taken,
-    excess_average of λ = 0 (mean over seeds) and whether that is `memorised`.
+    The slope grows with λ, so each seed's is taken where λ raises its balanced loss by `PAPER_RISE`: linear in the
+    logarithm of the rise between the two λ that bracket it; else that of the λ nearest to it among those with a
+    `COMPARABLE_RISE`, else empty. Columns: rung, seed, slope, the below and beyond of `fit_bend` taken likewise, `rise` of
+    the slopes taken, excess_average of λ = 0 (mean over seeds) and whether that is `memorised`.
     """
-    rows, fits = [], ["slope", "below", "beyond"]
+    rows, fits, rise = [], ["slope", "below", "beyond"], PAPER_RISE
     for name, results in rungs.items():
         above = excess(results)["excess_average"].iloc[0]
         known = slopes(results).merge(balanced_rise(results), on=["weight_decay", "seed"])
         known = known[known["slope"].notna() & (known["rise"] > 0)].sort_values("rise", ignore_index=True)
         for seed in np.sort(results.totals["seed"].unique()):
             one = known[known["seed"] == seed]
-            comparable = one[one["rise"].between(*near)]
+            comparable = one[one["rise"].between(*COMPARABLE_RISE)]
             fitted, taken = [np.nan] * 3, np.nan
             if one["rise"].min() <= rise <= one["rise"].max():
                 fitted, taken = [np.interp(np.log(rise), np.log(one["rise"]), one[c]) for c in fits], rise
@@ -401,7 +399,9 @@ def params_of(results: Results, named: Mapping[str, Any]) -> TrainingParams:
 
 
 def _n_blocks(results: Results, p: TrainingParams, n_targets: int) -> float:
-    if p.packing:
+    """Training blocks of a run: by the text's size or, where runs differ in their text, by targets, as if none were a BOS."""
+    if p.packing and not results.provenance.get("corpus"):
         return n_targets / (p.context - 1)
-    n = results.provenance["corpus"]["train"]["n_documents"]
+    train = results.provenance["corpus"]["train"]
+    n = train["n_tokens"] // p.context if p.packing else train["n_documents"]
     return min(n, p.max_train_blocks or n)

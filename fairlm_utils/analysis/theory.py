@@ -6,13 +6,14 @@ non-negative parameters beside the classifier W ∈ R^{K×d} (no bias), and d �
     min_{W, H ≥ 0}  (1/N) Σ_k Σ_i CE(W h_{k,i}, k)  +  (λ_W/2) ‖W‖²  +  (λ_H/2) ‖H‖²
 
 Sources: the paper, Section 5 (arXiv 2410.11985), after Dang et al., *Neural Collapse for Cross-entropy Class-Imbalanced
-Learning with Unconstrained ReLU Feature Model* (arXiv 2401.02058). Losses are in nats. `weight_decay` is λ_W, and λ_H
-too unless `weight_decay_h` is given: an L2 penalty of a mean loss, not AdamW's decoupled weight decay. `n_classes` and
-`n_samples` are K and N; left out, they are those of the counts given.
+Learning with Unconstrained ReLU Feature Model* (arXiv 2401.02058). Losses are in nats. `weight_decay` is λ_W and λ_H: an
+L2 penalty of a mean loss, not AdamW's decoupled weight decay. `n_classes` and `n_samples` are K and N; left out, they
+are those of the counts given.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +24,7 @@ from scipy.special import log_softmax
 
 
 def wrong_class_probability(
-    counts: ArrayLike,
-    weight_decay: ArrayLike,
-    n_classes: int | None = None,
-    n_samples: float | None = None,
-    weight_decay_h: ArrayLike | None = None,
+    counts: ArrayLike, weight_decay: ArrayLike, n_classes: int | None = None, n_samples: float | None = None
 ) -> np.ndarray:
     """Probability a class gives to the wrong classes at the global minimum: min(c_k, (K−1)/K).
 
@@ -36,26 +33,20 @@ def wrong_class_probability(
     Dang et al.). Raises ValueError for counts below 1 or λ not above 0.
     """
     n_k, k, n = _problem(counts, n_classes, n_samples)
-    return np.minimum(n * np.sqrt(_product(weight_decay, weight_decay_h) * (k - 1) / (k * n_k)), (k - 1) / k)
+    return np.minimum(n * np.sqrt(_squared(weight_decay) * (k - 1) / (k * n_k)), (k - 1) / k)
 
 
-def collapse_count(
-    weight_decay: ArrayLike, n_classes: int, n_samples: float, weight_decay_h: ArrayLike | None = None
-) -> np.ndarray:
+def collapse_count(weight_decay: ArrayLike, n_classes: int, n_samples: float) -> np.ndarray:
     """Largest n_k at which class k collapses (h_k = 0, loss log K): N² λ_W λ_H K/(K−1), where c_k = (K−1)/K (Section 5).
 
     >>> round(float(collapse_count(0.01, 6, 185)), 3)
     4.107
     """
-    return n_samples**2 * _product(weight_decay, weight_decay_h) * n_classes / (n_classes - 1)
+    return n_samples**2 * _squared(weight_decay) * n_classes / (n_classes - 1)
 
 
 def class_loss(
-    counts: ArrayLike,
-    weight_decay: ArrayLike,
-    n_classes: int | None = None,
-    n_samples: float | None = None,
-    weight_decay_h: ArrayLike | None = None,
+    counts: ArrayLike, weight_decay: ArrayLike, n_classes: int | None = None, n_samples: float | None = None
 ) -> np.ndarray:
     """Loss of class k at the global minimum, in nats: −log(1 − c_k), and log K once the class has collapsed (Section 5).
 
@@ -65,8 +56,8 @@ def class_loss(
     [0.01703, 0.02417, 0.03849, 0.05488, 0.08822, 0.18498]
     """
     n_k, k, n = _problem(counts, n_classes, n_samples)
-    c_k = wrong_class_probability(n_k, weight_decay, k, n, weight_decay_h)
-    return np.where(n_k <= collapse_count(weight_decay, k, n, weight_decay_h), np.log(k), -np.log1p(-c_k))
+    c_k = wrong_class_probability(n_k, weight_decay, k, n)
+    return np.where(n_k <= collapse_count(weight_decay, k, n), np.log(k), -np.log1p(-c_k))
 
 
 def class_loss_derivative(
@@ -84,26 +75,7 @@ def class_loss_derivative(
     return np.where(n_k <= collapse_count(weight_decay, k, n), 0.0, c_k / np.asarray(weight_decay) / (1 - c_k))
 
 
-def minimal_objective(counts: ArrayLike, weight_decay: float, weight_decay_h: float | None = None) -> float:
-    """Value of the objective at the closed form's minimum: Σ_k (n_k/N) ℓ_k + sqrt(λ_W λ_H n_k) ‖z_k‖, in nats.
-
-    ‖z_k‖ = sqrt((K−1)/K) log((K−1)(1−c_k)/c_k), 0 for a collapsed class: the logit margin at probability 1 − c_k.
-    """
-    n_k, k, n = _problem(counts, None, None)
-    c_k = wrong_class_probability(n_k, weight_decay, weight_decay_h=weight_decay_h)
-    norm = np.sqrt((k - 1) / k) * np.log((k - 1) * (1 - c_k) / c_k)
-    loss = class_loss(n_k, weight_decay, weight_decay_h=weight_decay_h)
-    return float(np.sum(n_k / n * loss + np.sqrt(_product(weight_decay, weight_decay_h) * n_k) * norm))
-
-
-def minimise_objective(
-    counts: ArrayLike,
-    weight_decay: float,
-    dim: int,
-    seed: int = 0,
-    n_starts: int = 8,
-    weight_decay_h: float | None = None,
-) -> np.ndarray:
+def minimise_objective(counts: ArrayLike, weight_decay: float, dim: int) -> np.ndarray:
     """Loss of each class [K], in nats, at the best numerical minimum of the objective: L-BFGS-B in double precision.
 
     One feature vector a class is enough: given W, each h_{k,i} minimises (1/N) CE(W h, k) + (λ_H/2) ‖h‖² over h ≥ 0,
@@ -112,44 +84,33 @@ def minimise_objective(
 
     The problem is not convex in (W, H) jointly: from a random start a rare class often collapses that need not. So
     there is one start with every class on an axis of its own, from which a class collapses only where its share of the
-    problem says so, and `n_starts` random ones drawn from `seed`, which assume nothing and may find a lower value.
+    problem says so, and 8 random ones, which assume nothing and may find a lower value.
 
-    Raises ValueError if d < K, a λ is not positive, a count is below 1, or there are fewer than two classes.
+    Raises ValueError if d < K, λ is not positive, a count is below 1, or there are fewer than two classes.
     """
     n_k, k, _ = _problem(counts, None, None)
     if dim < k:
         raise ValueError(f"dim = {dim} is below the number of classes ({k}); the theory needs d ≥ K: raise dim")
-    decay_h = weight_decay if weight_decay_h is None else weight_decay_h
-    _product(weight_decay, decay_h)
-    rng, shape = np.random.default_rng(seed), (k, dim)
-    one_axis_each = np.stack([np.eye(*shape)] * 2)
-    starts = [
-        one_axis_each,
-        *(np.stack([rng.normal(size=shape), rng.exponential(size=shape)]) for _ in range(n_starts)),
-    ]
+    _squared(weight_decay)
+    rng, shape = np.random.default_rng(0), (k, dim)
+    starts = [np.stack([np.eye(*shape)] * 2)]  # every class on an axis of its own
+    starts += [np.stack([rng.normal(size=shape), rng.exponential(size=shape)]) for _ in range(8)]
     bounds = [(None, None)] * (k * dim) + [(0, None)] * (k * dim)
     options = {"maxiter": 20_000, "maxfun": 40_000, "maxcor": 30, "ftol": 1e-16, "gtol": 1e-10}
-    arguments = (n_k, weight_decay, decay_h)
-    found = [
-        optimize.minimize(
-            _objective, start.ravel(), arguments, jac=True, method="L-BFGS-B", bounds=bounds, options=options
-        )
-        for start in starts
-    ]
+    settings = {"jac": True, "method": "L-BFGS-B", "bounds": bounds, "options": options}
+    found = [optimize.minimize(_objective, start.ravel(), (n_k, weight_decay), **settings) for start in starts]
     classifier, scaled = min(found, key=lambda result: result.fun).x.reshape(2, *shape)
     return -np.diag(log_softmax(scaled @ classifier.T / np.sqrt(n_k)[:, None], axis=1))
 
 
-def _objective(
-    x: np.ndarray, n_k: np.ndarray, weight_decay_w: float, weight_decay_h: float
-) -> tuple[float, np.ndarray]:
+def _objective(x: np.ndarray, n_k: np.ndarray, weight_decay: float) -> tuple[float, np.ndarray]:
     """Objective and gradient at x = (W, G) with g_k = sqrt(n_k) h_k, a scale on which all classes are penalised alike."""
     classifier, scaled = x.reshape(2, len(n_k), -1)
     root, share = np.sqrt(n_k)[:, None], n_k / n_k.sum()
     log_p = log_softmax(scaled @ classifier.T / root, axis=1)
-    value = -share @ np.diag(log_p) + (weight_decay_w * np.sum(classifier**2) + weight_decay_h * np.sum(scaled**2)) / 2
+    value = -share @ np.diag(log_p) + (weight_decay * np.sum(classifier**2) + weight_decay * np.sum(scaled**2)) / 2
     slope = share[:, None] * (np.exp(log_p) - np.eye(len(n_k))) / root
-    gradient = np.stack([slope.T @ scaled + weight_decay_w * classifier, slope @ classifier + weight_decay_h * scaled])
+    gradient = np.stack([slope.T @ scaled + weight_decay * classifier, slope @ classifier + weight_decay * scaled])
     return float(value), gradient.ravel()
 
 
@@ -235,17 +196,28 @@ def fit_bins(bins: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def say_fits(fits: pd.DataFrame, fitted: pd.DataFrame) -> list[str]:
     """What `fit_bins` found: how many λ > 0 fit well (R² ≥ 0.9), the slopes, the effective λ, and where the misfit lies."""
-    own = fits[fits["weight_decay"] > 0]
+    own, without = fits[fits["weight_decay"] > 0], fits.loc[fits["weight_decay"] == 0, "r_squared"]
+    idle = "".join(f", and {r:.2f} at λ = 0, where the theory has no loss" for r in without[:1])
     r_squared = ", ".join(f"{r:.2f} at {w:g}" for w, r in zip(own["weight_decay"], own["r_squared"], strict=True))
     rises = all(g.sort_values("weight_decay")["effective"].is_monotonic_increasing for _, g in own.groupby("model"))
     left = fitted[fitted["weight_decay"] > 0].groupby("bin_low")["residual"].mean()
     return [
-        f"The theory's curve has R² ≥ 0.9 at {(own['r_squared'] >= 0.9).sum()} of {len(own)} values of λ > 0 ({r_squared})",
+        f"The theory's curve has R² ≥ 0.9 at {(own['r_squared'] >= 0.9).sum()} of {len(own)} values of λ > 0 ({r_squared}){idle}",
         f"Slope of log excess against log count: {fits['slope'].min():.2f} to {fits['slope'].max():.2f}; the theory's is -0.50",
         f"The effective λ {'rises' if rises else 'does not always rise'} with the λ of AdamW ({own['weight_decay'].nunique()} values)",
         "Measured minus fitted, mean over λ > 0 (nats): "
         + ", ".join(f"{v:+.3f} at n_v ≥ {low:,}" for low, v in left.items()),
     ]
+
+
+def say_elsewhere(fits: Mapping[str, pd.DataFrame]) -> str:
+    """At how many λ > 0 the curve fits other experiments, by name the fits of `fit_bins`, and what it reaches without decay."""
+    parts = []
+    for name, own in fits.items():
+        decayed = own.loc[own["weight_decay"] > 0, "r_squared"]
+        idle = "".join(f", {r:.2f} at λ = 0" for r in own.loc[own["weight_decay"] == 0, "r_squared"])
+        parts.append(f"{(decayed >= 0.9).sum()} of {len(decayed)} ({name}{idle})")
+    return f"Elsewhere R² ≥ 0.9 at {', '.join(parts)}; where λ = 0 fits as well, a fit is no evidence of what λ does"
 
 
 def log_log_slope(counts: ArrayLike, losses: ArrayLike) -> float:
@@ -254,9 +226,7 @@ def log_log_slope(counts: ArrayLike, losses: ArrayLike) -> float:
     >>> round(log_log_slope([1, 4, 100], [0.2, 0.1, 0.02]), 6)
     -0.5
     """
-    return float(
-        np.polyfit(np.log(np.asarray(counts, dtype=np.float64)), np.log(np.asarray(losses, dtype=np.float64)), 1)[0]
-    )
+    return float(np.polyfit(np.log(counts), np.log(losses), 1)[0])
 
 
 def _problem(counts: ArrayLike, n_classes: int | None, n_samples: float | None) -> tuple[np.ndarray, int, float]:
@@ -270,10 +240,8 @@ def _problem(counts: ArrayLike, n_classes: int | None, n_samples: float | None) 
     return n_k, k, n
 
 
-def _product(weight_decay: ArrayLike, weight_decay_h: ArrayLike | None) -> np.ndarray:
-    """λ_W λ_H; raises ValueError unless both are positive."""
-    w = np.asarray(weight_decay, dtype=np.float64)
-    h = w if weight_decay_h is None else np.asarray(weight_decay_h, dtype=np.float64)
-    if not (np.all(w > 0) and np.all(h > 0)):
+def _squared(weight_decay: ArrayLike) -> np.ndarray:
+    """λ_W λ_H; raises ValueError unless λ is positive."""
+    if not np.all(np.asarray(weight_decay) > 0):
         raise ValueError("the theory needs λ > 0: without weight decay the objective has no minimum")
-    return w * h
+    return np.square(np.asarray(weight_decay, dtype=np.float64))

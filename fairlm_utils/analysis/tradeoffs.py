@@ -20,6 +20,7 @@ MEASURES = {
     "heldout_balanced": "held-out token-balanced loss",
     "heldout_rarest": "held-out loss of the rarest types",
     "heldout_low_frequency": "held-out loss of low-frequency types",
+    "heldout_high_frequency": "held-out loss of high-frequency types",
     "heldout_word": "held-out loss per word",
     "heldout_ece": "held-out calibration error",
     "train_average": "training average loss",
@@ -66,12 +67,13 @@ def remedy_numbers(results: Results) -> pd.DataFrame:
     index = ["variant", "seed"]
     wide = results.totals.pivot(index=index, columns="split", values=["average_loss", "token_balanced_loss"])
     rare = rare_loss(results.bins).pivot(index=index, columns="split", values="loss")
-    low = results.classes.query("frequency_class == 'low' and split == 'held-out'").set_index(index)["loss"]
+    of_class = results.classes.query("split == 'held-out'").pivot(index=index, columns="frequency_class", values="loss")
     numbers = {
         "heldout_average": wide["average_loss"]["held-out"],
         "heldout_balanced": wide["token_balanced_loss"]["held-out"],
         "heldout_rarest": rare["held-out"],
-        "heldout_low_frequency": low,
+        "heldout_low_frequency": of_class["low"],
+        "heldout_high_frequency": of_class["high"],
         "heldout_ece": _calibration_error(results.reliability.query("split == 'held-out'"), index),
         "train_average": wide["average_loss"]["training"],
         "train_balanced": wide["token_balanced_loss"]["training"],
@@ -89,13 +91,15 @@ def _calibration_error(reliability: pd.DataFrame, keys: list[str]) -> pd.Series:
 def judge_remedies(numbers: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """The change of every number from plain decay, paired by seed, and which remedy the rule recommends: a row per variant.
 
-    Sorted by what low-frequency types gain on held-out text. Columns: variant, recommended, not_worse, p_holm, n_seeds and, for
-    each measure of `numbers` (see `remedy_numbers`), its mean change with Student-t interval (_low, _high). The rule:
+    Sorted by what low-frequency types gain on held-out text. Columns: variant, recommended, not_worse, p_holm,
+    p_holm_average, n_seeds and, for each measure of `numbers` (see `remedy_numbers`), its mean change with Student-t
+    interval (_low, _high). The rule:
 
     1. there is something to remedy: plain decay lowers the held-out average of no decay, by an interval above 0;
     2. `not_worse`: no interval above 0 of the change of the held-out average, uncorrected, so that few variants pass;
     3. of these, the largest fall of the held-out loss of low-frequency types with `p_holm` below 1 − confidence: the
-       two-sided paired t test, Holm-corrected over all variants but plain decay.
+       two-sided paired t test, Holm-corrected over all variants but plain decay. `p_holm_average` is that of the held-out
+       average, which takes no part in the rule.
 
     Raises ValueError if the variants "no decay" and "plain decay" are not among them.
     """
@@ -105,11 +109,12 @@ def judge_remedies(numbers: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
     changes = table.sub(table.loc[PLAIN_DECAY], level="seed").reset_index()
     of = {m: mean_interval(changes, m, confidence).set_index("variant") for m in MEASURES if m in table}
     low, average = of["heldout_low_frequency"], of["heldout_average"]
-    not_worse, p_holm = ~(average["low"] > 0), holm(low["p_value"].drop(PLAIN_DECAY)).reindex(low.index)
+    p_holm, p_average = (holm(t["p_value"].drop(PLAIN_DECAY)).reindex(low.index) for t in (low, average))
+    not_worse = ~(average["low"] > 0)
     able = low["mean"][not_worse & (p_holm < 1 - confidence) & (low["mean"] < 0)]
     best = able.idxmin() if len(able) and average.loc[NO_DECAY, "low"] > 0 else None
-    judged = {"recommended": low.index == best, "not_worse": not_worse, "p_holm": p_holm, "n_seeds": low["n_seeds"]}
-    judged |= with_intervals(of)
+    judged = {"recommended": low.index == best, "not_worse": not_worse, "p_holm": p_holm, "p_holm_average": p_average}
+    judged |= {"n_seeds": low["n_seeds"], **with_intervals(of)}
     return pd.DataFrame(judged, index=low.index).sort_values("heldout_low_frequency", kind="stable").reset_index()
 
 
@@ -120,8 +125,8 @@ def say_remedies(judged: pd.DataFrame) -> str:
     without = f"against no decay ({_by(none, 'heldout_low_frequency', -1)})"
     if not none["heldout_average_low"] > 0:
         return (
-            "there is nothing to remedy here: plain decay does not lower the held-out average loss beyond seed-to-seed variation "
-            f"({_by(none, 'heldout_average', -1)} against no decay), so that no decay is as good or better"
+            "no remedy is recommended: plain decay does not lower the held-out average loss beyond seed-to-seed variation "
+            f"({_by(none, 'heldout_average', -1)} against no decay)"
         )
     if judged["recommended"].any():
         best = next(row for row in others if row["recommended"])
@@ -144,15 +149,56 @@ def say_remedies(judged: pd.DataFrame) -> str:
     return f"no remedy is needed here: plain decay {verb} the held-out loss of low-frequency types {without}, {rest}"
 
 
-def say_best(judged: pd.DataFrame) -> str:
-    """Which variant of `judge_remedies` lowers the held-out average most, and which the loss of rare types at no worse average."""
-    average, low = "heldout_average", "heldout_low_frequency"
-    able = judged[judged["not_worse"]]
-    first, second = (row.to_dict() for row in (judged.loc[judged[average].idxmin()], able.loc[able[low].idxmin()]))
+def say_other_rates(results: Results, confidence: float = 0.95) -> list[str]:
+    """What plain decay changes from no decay at the other learning rates tried, on which the rule's first condition rests.
+
+    One sentence, or none where no variant differs from plain decay in its learning rate alone.
+    """
+    decays = results.totals.groupby("variant")["weight_decay"].first()
+    named = {
+        _EARLIER_NAMES.get(v, v): {**own, "weight_decay": decays[v]} for v, own in results.params["variants"].items()
+    }
+    plain = named[PLAIN_DECAY]
+    rates = {v: own["learning_rate"] for v, own in named.items() if _changed(own, plain) == {"learning_rate"}}
+    table = remedy_numbers(results).set_index(["variant", "seed"])
+    changes = table.sub(table.loc[NO_DECAY], level="seed").reset_index()
+    of = {m: mean_interval(changes, m, confidence) for m in ("heldout_average", "heldout_low_frequency")}
+    rows = pd.DataFrame(with_intervals({m: t.set_index("variant") for m, t in of.items()})).to_dict("index")
+    said = [
+        f"at {rate:g} {_by(rows[v], 'heldout_average')}, low-frequency types {_by(rows[v], 'heldout_low_frequency')}"
+        for v, rate in sorted(rates.items(), key=lambda item: item[1])
+    ]
     return (
-        f"Of {len(judged) - 1} variants beside plain decay {first['variant']} has the lowest {MEASURES[average]} "
-        f"({_by(first, average)}); of the {len(able)} whose average is not worse, {second['variant']} has the lowest "
-        f"{MEASURES[low]} ({_by(second, low)}, Holm-corrected p = {second['p_holm']:.2g})"
+        [
+            f"At other rates than {plain['learning_rate']:g} plain decay changes the held-out average by: {'; '.join(said)}"
+        ]
+        if said
+        else []
+    )
+
+
+def say_best(judged: pd.DataFrame) -> list[str]:
+    """Which variant of `judge_remedies` lowers the held-out average most, and which the loss of rare types at no worse average."""
+    average, low, high = "heldout_average", "heldout_low_frequency", "heldout_high_frequency"
+    others = judged[judged["variant"] != PLAIN_DECAY]
+    able = others[others["not_worse"]]
+    first, second = (row.to_dict() for row in (others.loc[others[average].idxmin()], able.loc[able[low].idxmin()]))
+    return [
+        f"Of {len(others)} variants beside plain decay {first['variant']} has the lowest {MEASURES[average]} "
+        f"({_by(first, average)}, Holm-corrected p = {first['p_holm_average']:.2g})",
+        f"Of the {len(able)} of {len(others)} variants whose held-out average is not worse than plain decay's, {second['variant']} has "
+        f"the lowest {MEASURES[low]} ({_by(second, low)}, Holm-corrected p = {second['p_holm']:.2g}), and changes that "
+        f"of high-frequency types by {_by(second, high)}",
+    ]
+
+
+def say_counts(judged: pd.DataFrame, confidence: float = 0.95) -> str:
+    """How many variants of `judge_remedies` change the held-out loss of low-frequency types after Holm's correction."""
+    others = judged[judged["variant"] != PLAIN_DECAY]
+    found, lower = others["p_holm"] < 1 - confidence, others["heldout_low_frequency"] < 0
+    return (
+        f"after Holm's correction {(found & lower).sum()} of {len(others)} variants lower the held-out loss of low-frequency types, "
+        f"{(found & lower & others['not_worse']).sum()} of them at no worse average, and {(found & ~lower).sum()} raise it"
     )
 
 
@@ -164,7 +210,7 @@ def _by(row: Mapping[str, Any], measure: str, sign: int = 1) -> str:
 
 def kind_of_remedy(own: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
     """What a variant acts on, from its parameters `own` and those of plain decay: for colours and for order."""
-    changed = {k for k, v in own.items() if v != plain.get(k)}
+    changed = _changed(own, plain)
     if not changed - {"weight_decay"}:
         return "reference"
     loss, row = changed & {"loss_weight_exponent", "logit_adjustment"}, "embedding_decay" in changed
@@ -179,6 +225,10 @@ def kind_of_remedy(own: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
     if changed & {"optimizer", "learning_rate"} or own.get("weight_decay_form") == "cautious":
         return "optimiser"
     return "which parameters decay" if "decayed_parameters" in changed else "other regulariser"
+
+
+def _changed(own: Mapping[str, Any], plain: Mapping[str, Any]) -> set[str]:
+    return {name for name, value in own.items() if value != plain.get(name)}
 
 
 def kinds_of_remedies(variants: Mapping[str, Mapping[str, Any]]) -> pd.Series:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlm_utils import files
 from fairlm_utils.frequency import IGNORE_INDEX, unigram_loss
 from fairlm_utils.lm import languages, training
-from fairlm_utils.lm.models import n_rows
+from fairlm_utils.lm.models import n_positions, n_rows
 from fairlm_utils.lm.token_loss import TokenSums, prediction_statistics, shifted_targets
 from fairlm_utils.lm.tokenization import TokenizedCorpus, encode, n_ids, spell, token_kinds
 from fairlm_utils.params import EvaluationParams
@@ -100,7 +100,7 @@ def in_context(
     model takes the beginning is read.
     """
     ids, _ = encode(tokenizer, [text], bos)
-    ids = ids[: getattr(model.config, "max_position_embeddings", None)]
+    ids = ids[: n_positions(model.config)]
     block, losses = torch.from_numpy(ids.astype(np.int64)), list[np.ndarray]()
     token_sums(model, [{"input_ids": block, "labels": block}], batch_size=1, losses=losses)
     table = pd.DataFrame({"token": spell(tokenizer, ids), "n_train": n_train[ids], "loss": losses[0][0]})
