@@ -273,7 +273,7 @@ def test_the_time_scale_of_decay_is_in_epochs():
 def test_a_variant_without_a_run_at_0_is_measured_from_no_decay():
     r = experiment()
     plain = r.totals["weight_decay"] > 0
-    variants = replace(r, totals=r.totals.assign(variant=np.where(plain, "decay on all", "no decay")))
+    variants = replace(r, totals=r.totals.assign(variant=np.where(plain, "plain decay", "no decay")))
     assert scale.regimes(variants)["excess_average"].tolist() == pytest.approx([0.004, 0.004])
     nothing = replace(r, totals=r.totals[plain])
     assert (

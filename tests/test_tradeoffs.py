@@ -113,7 +113,7 @@ def test_holms_correction_is_what_keeps_a_small_gain_from_being_recommended():
 
 
 def test_what_remedies_are_judged_on_comes_from_the_tables():
-    names = ("no decay", "decay on all")  # as the first experiments call plain decay
+    names = ("no decay", "plain decay")
     totals = pd.DataFrame(
         [
             {"variant": v, "seed": 0, "split": s, "average_loss": a, "token_balanced_loss": a + 1}
@@ -157,7 +157,7 @@ def test_what_plain_decay_changes_at_another_rate_is_measured_from_no_decay():
 
 def test_kinds_of_remedies_are_what_differs_from_plain_decay():
     variants = {
-        "decay on all": {"steps": 9, "learning_rate": 0.1, "embedding_decay": "uniform"},
+        "plain decay": {"steps": 9, "learning_rate": 0.1, "embedding_decay": "uniform"},
         "no decay": {"steps": 9, "learning_rate": 0.2, "embedding_decay": "uniform"},
         "early stopping": {"steps": 3, "learning_rate": 0.2, "embedding_decay": "uniform"},
         "dropout": {"steps": 9, "learning_rate": 0.2, "embedding_decay": "uniform", "dropout": 0.1},

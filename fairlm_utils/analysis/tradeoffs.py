@@ -13,7 +13,6 @@ from fairlm_utils.analysis.results import Results
 
 #: Variants of an experiment on remedies that the others are measured from.
 NO_DECAY, PLAIN_DECAY = "no decay", "plain decay"
-_EARLIER_NAMES = {"decay on all": PLAIN_DECAY}
 #: What remedies are judged on, the first first.
 MEASURES = {
     "heldout_average": "held-out average loss",
@@ -51,11 +50,7 @@ def rare_loss(bins: pd.DataFrame) -> pd.DataFrame:
 
 def has_remedies(results: Results) -> bool:
     """Whether an experiment has the variants "no decay" and "plain decay", from which remedies are measured."""
-    return "variant" in results.totals and {NO_DECAY, PLAIN_DECAY} <= set(_named(results.totals)["variant"])
-
-
-def _named(table: pd.DataFrame) -> pd.DataFrame:
-    return table.replace({"variant": _EARLIER_NAMES})
+    return "variant" in results.totals and {NO_DECAY, PLAIN_DECAY} <= set(results.totals["variant"])
 
 
 def remedy_numbers(results: Results) -> pd.DataFrame:
@@ -67,6 +62,8 @@ def remedy_numbers(results: Results) -> pd.DataFrame:
     index = ["variant", "seed"]
     wide = results.totals.pivot(index=index, columns="split", values=["average_loss", "token_balanced_loss"])
     rare = rare_loss(results.bins).pivot(index=index, columns="split", values="loss")
+    held = results.reliability.query("split == 'held-out'")
+    gaps = metrics.confidence_gap(held, [*index, "confidence_bin"]).abs().groupby(index).sum()
     of_class = results.classes.query("split == 'held-out'").pivot(index=index, columns="frequency_class", values="loss")
     numbers = {
         "heldout_average": wide["average_loss"]["held-out"],
@@ -74,18 +71,12 @@ def remedy_numbers(results: Results) -> pd.DataFrame:
         "heldout_rarest": rare["held-out"],
         "heldout_low_frequency": of_class["low"],
         "heldout_high_frequency": of_class["high"],
-        "heldout_ece": _calibration_error(results.reliability.query("split == 'held-out'"), index),
+        "heldout_ece": gaps["gap"] / gaps["n_tokens"],
         "train_average": wide["average_loss"]["training"],
         "train_balanced": wide["token_balanced_loss"]["training"],
         "train_rarest": rare["training"],
     }
-    return _named(pd.DataFrame(numbers).reset_index())
-
-
-def _calibration_error(reliability: pd.DataFrame, keys: list[str]) -> pd.Series:
-    """`metrics.expected_calibration_error` over both frequency classes together."""
-    total = metrics.confidence_gap(reliability, [*keys, "confidence_bin"]).abs().groupby(keys).sum()
-    return total["gap"] / total["n_tokens"]
+    return pd.DataFrame(numbers).reset_index()
 
 
 def judge_remedies(numbers: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -155,9 +146,7 @@ def say_other_rates(results: Results, confidence: float = 0.95) -> list[str]:
     One sentence, or none where no variant differs from plain decay in its learning rate alone.
     """
     decays = results.totals.groupby("variant")["weight_decay"].first()
-    named = {
-        _EARLIER_NAMES.get(v, v): {**own, "weight_decay": decays[v]} for v, own in results.params["variants"].items()
-    }
+    named = {v: {**own, "weight_decay": decays[v]} for v, own in results.params["variants"].items()}
     plain = named[PLAIN_DECAY]
     rates = {v: own["learning_rate"] for v, own in named.items() if _changed(own, plain) == {"learning_rate"}}
     table = remedy_numbers(results).set_index(["variant", "seed"])
@@ -233,8 +222,7 @@ def _changed(own: Mapping[str, Any], plain: Mapping[str, Any]) -> set[str]:
 
 def kinds_of_remedies(variants: Mapping[str, Mapping[str, Any]]) -> pd.Series:
     """`kind_of_remedy` of each of an experiment's variants, by name; no decay is a reference at its own rate too."""
-    named = {_EARLIER_NAMES.get(name, name): own for name, own in variants.items()}
-    kinds = {name: kind_of_remedy(own, named[PLAIN_DECAY]) for name, own in named.items()}
+    kinds = {name: kind_of_remedy(own, variants[PLAIN_DECAY]) for name, own in variants.items()}
     return pd.Series({**kinds, NO_DECAY: "reference"} if NO_DECAY in kinds else kinds, dtype="object")
 
 
