@@ -185,10 +185,18 @@ def test_the_verdict_says_who_pays_and_what_temperature_sampling_changes():
     assert "on held-out text decay costs small languages not reliably more or less than" in answer
     assert "training text, small languages +0.301, the large one +0.100, difference +0.201 [" in natural
     assert "λ = 0.1 has the lowest held-out loss" in natural and "without decay" in natural
-    assert "each at its λ: training text lowers it reliably: -0.200" in each and "both at λ = 0.1" in alike
-    assert "small languages not reliably: +0.000" in gained and "over the 10 differences above, 3 seeds" in rule
+    assert "each at its λ, on training text by -0.200" in each and "(reliable)" in each and "both at λ = 0.1" in alike
+    assert (
+        "small languages +0.000" in gained
+        and "(not reliable)" in gained
+        and "over the 10 differences above, 3 seeds" in rule
+    )
     same = languages.verdict(table(0.1, 0.0))
-    assert "not reliably more or less than the large one: +0.001" in same[0] and "not reliably: +0.000" in same[3]
+    assert (
+        "not reliably more or less than the large one: +0.001" in same[0]
+        and "by +0.000" in same[3]
+        and "(not reliable)" in same[3]
+    )
 
 
 def test_where_no_decay_is_chosen_the_smallest_is_compared_and_one_mixture_has_no_temperature():

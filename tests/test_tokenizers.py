@@ -45,7 +45,10 @@ def test_the_decay_that_held_out_words_choose_and_what_rare_words_forgo_by_it():
     assert found.loc[("own", "token", "held-out", "all"), "unigram"] == pytest.approx(20.0)
     assert not table["at_edge"].any() and (table["compared"] == 0.5).all()
     answer, rare_words, levels, *each, every_bin = tokenizers.verdict(table)
-    assert answer == "rare words pay for the λ that held-out words choose under theirs; they gain by it under own"
+    assert (
+        answer
+        == "rare words, of a count of 1–2, pay for the λ that held-out words choose under theirs; they gain by it under own"
+    )
     assert "own: -0.990 [-1.015, -0.965] at λ = 0.5" in rare_words and "theirs: +0.510" in rare_words
     assert levels.index("own 3.610 [") < levels.index("theirs 3.760 [") and "own tokens about 20.00" in levels
     assert len(each) == 2 and "own: λ = 0.5 changes all words by" in each[0] and "forgo 0.510" in each[0]
@@ -71,7 +74,8 @@ def test_no_decay_chosen_is_said_and_the_smallest_is_what_is_compared():
     assert row["change"] == pytest.approx(0.5) and row["low"] < 0
     said = tokenizers.verdict(table)
     assert (
-        said[0].startswith("under no tokenizer do rare words reliably pay") and "own: no λ above 0 is chosen" in said[1]
+        said[0].startswith("under no tokenizer do rare words, of a count of 1–2, reliably pay")
+        and "own: no λ above 0 is chosen" in said[1]
     )
     assert "decay buys nothing at this rate; λ = 0.5, the smallest tried" in said[3] and "of 0 bins" in said[-1]
     none = dataclasses.replace(whole, words=words[words["weight_decay"] == 0], bins=bins[bins["weight_decay"] == 0])

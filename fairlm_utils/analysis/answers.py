@@ -41,8 +41,8 @@ def verdict(a: Audit) -> str:
     if max(gains) <= 0:
         head = f"predictions are worse than by counting alone; rare types {_gain_phrase(a)} frequent ones"
     said = (
-        f"{a.label}: {head}: {gains[0]:+.2f} against {gains[1]:+.2f} nats over types, {gains[2]:+.2f} against {gains[3]:+.2f} over "
-        f"occurrences (difference {_interval(t, 'gain_low_minus_high')})"
+        f"{a.label}: {head}: {gains[2]:+.2f} against {gains[3]:+.2f} nats over occurrences (difference "
+        f"{_interval(t, 'gain_low_minus_high')}), {gains[0]:+.2f} against {gains[1]:+.2f} over types"
     )
     if min(gains) > 0:
         share = [c[f"gain{o}"] / c[f"unigram{o}"] for o in ("", "_occurrences") for c in (low, high)]
@@ -56,20 +56,19 @@ def verdict(a: Audit) -> str:
 
 
 def gain_word(a: Audit) -> str:
-    """ "less", "more" or "as much": the gain of low- against high-frequency types over occurrences, beyond its interval."""
+    """ "less", "more" or "alike": the gain of low- against high-frequency types over occurrences, beyond its interval."""
     if a.totals["gain_low_minus_high_to"] < 0:
         return "less"
-    return "more" if a.totals["gain_low_minus_high_from"] > 0 else "as much"
+    return "more" if a.totals["gain_low_minus_high_from"] > 0 else "alike"
 
 
 def _gain_phrase(a: Audit) -> str:
     """ "gain more over the unigram than" and the like, "lose less against" where both classes lose."""
-    word = gain_word(a)
     if a.classes[["gain", "gain_occurrences"]].max(axis=None) > 0:
-        return f"gain {word} over the unigram {'as' if word == 'as much' else 'than'}"
-    return {"less": "lose more against the unigram than", "more": "lose less against the unigram than"}.get(
-        word, "lose as much against the unigram as"
-    )
+        said = {"less": "gain less over", "more": "gain more over"}
+        return f"{said.get(gain_word(a), 'do not reliably gain more or less over')} the unigram than"
+    said = {"less": "lose more against", "more": "lose less against"}
+    return f"{said.get(gain_word(a), 'do not reliably lose more or less against')} the unigram than"
 
 
 def _interval(values: dict[str, float], name: str) -> str:

@@ -180,7 +180,8 @@ def at_weight_decay(results: Results, weight_decay: float) -> pd.DataFrame:
     classes = results.classes.assign(measure=results.classes["frequency_class"] + "-frequency")
     losses = pd.concat([totals, classes[totals.columns]])
     changes = paired(losses[losses["weight_decay"].isin([0.0, below.max()])], "loss")
-    changes["change"] = [f"{m:+.3f} ± {h - m:.2g}" for m, h in zip(changes["mean"], changes["high"], strict=True)]
+    halves = (changes["high"] - changes["mean"]).map(lambda half: "" if np.isnan(half) else f" ± {half:.2g}")
+    changes["change"] = changes["mean"].map("{:+.3f}".format) + halves
     order = ["average", "token-balanced", "low-frequency", "high-frequency"]
     kept = [k for k in ("variant", "split", "weight_decay", "n_seeds") if k in changes]
     table = changes.set_index([*kept, "measure"])["change"].unstack("measure")[order]

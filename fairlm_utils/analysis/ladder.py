@@ -380,7 +380,11 @@ def say_refuted(found: pd.DataFrame) -> str:
 
 def verdict(found: pd.DataFrame, sizes: pd.DataFrame) -> str:
     """The answer in a few sentences: what the small runs' law makes of the paper's pair of numbers, and what weakens it (`by_size`)."""
-    doubt = " What weakens it: the slope is not constant, it falls as texts grow." if _falls(sizes) else ""
+    doubt = (
+        " What weakens it: the slope is not constant; it tends to fall as texts grow, or with what grows beside them."
+        if _falls(sizes)
+        else ""
+    )
     row = found.set_index("panel").loc[_PUBLISHED]
     paper, least, most = paper_ratio()
     reached = all(row[low] <= most and row[high] >= least for _, low, high in scale.LAWS.values())
@@ -391,7 +395,7 @@ def verdict(found: pd.DataFrame, sizes: pd.DataFrame) -> str:
         f"{row['bent_high']:.1f}] with another slope beyond a count of {scale.BEND}; the paper's Table 1 has {paper:.1f} "
         f"[{least:.1f}, {most:.1f}], rounding considered. "
         + (
-            f"So its “flat” average needs no other explanation than wide counts; but {weak}its number was known beforehand; the test "
+            f"So its “flat” average may need no other explanation than wide counts; but {weak}its number was known beforehand; the test "
             "is a run of a panel whose numbers are unknown."
             if reached
             else "So the law does not account for it."
@@ -425,7 +429,7 @@ def _effect(row: Mapping[str, Any]) -> str:
 def _say_reallocation(table: pd.DataFrame) -> str:
     seen = table[table["effect"] == REALLOCATION]
     if seen.empty:
-        return "Re-allocation, low-frequency types paying while high-frequency ones gain or the average stays, is seen in none of these."
+        return "Re-allocation, rare types paying while frequent ones gain or the average stays, is established in none of these."
     return f"Re-allocation is seen from {seen['excess_average'].min():.3g} nats above the floor ({', '.join(seen['rung'])})."
 
 
@@ -452,7 +456,7 @@ def _say_paper_side(table: pd.DataFrame) -> str:
     average = PAPER_TABLE_1["average_loss"].diff().iloc[-1]
     side = "memorised" if above <= scale.MEMORISED else "not memorised"
     follows = (
-        "So its Table 1 must lie where λ adds loss by count: frequent types do not gain, and an average “stays” (it rose by "
+        "So its Table 1 most likely lies where λ adds loss by count: frequent types do not gain, and an average “stays” (it rose by "
         f"{average:.3f} nats) where counts are wide, not because capacity moves from rare types to frequent ones."
         if near["effect"] == ADDED_BY_COUNT and above <= scale.MEMORISED
         else "So added loss by count does not explain its Table 1."

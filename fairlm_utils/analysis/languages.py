@@ -87,19 +87,18 @@ def verdict(table: pd.DataFrame, confidence: float = 0.95) -> list[str]:
         for s in SPLITS
     ]
     lines = [f"{'; '.join(head)} ({first} mixture, λ = {used[first]:g})", *_by_mixture(table, said, [first, *others])]
-    does = {"more than": "raises it reliably", "less than": "lowers it reliably"}
 
     def sampling(name: str, split: str) -> str:
-        return f"{does.get(said[name, split]['word'], 'not reliably')}: {said[name, split]['by']}"
+        return f"{said[name, split]['by']} ({'' if said[name, split]['word'] in ('more than', 'less than') else 'not '}reliable)"
 
     if others:
         for name in (EACH, _alike(used[first])):
-            parts = [f"{s} text {sampling(name, s)}" for s in SPLITS]
-            lines.append(f"what temperature sampling changes of the difference, {name}: {'; '.join(parts)}")
+            parts = [f"on {s} text by {sampling(name, s)}" for s in SPLITS]
+            lines.append(
+                f"temperature sampling changes this difference of small and large, {name}, {' and '.join(parts)}"
+            )
         parts = [f"{which} {sampling(side, SPLITS[1])}" for side, which in SIDES.items()]
-        lines.append(
-            f"what temperature sampling changes of the held-out loss, each at the λ chosen: {'; '.join(parts)}"
-        )
+        lines.append(f"temperature sampling changes the held-out loss, each at the λ chosen: {'; '.join(parts)}")
     reliable = f"reliable is a Holm-corrected p below {1 - confidence:.2g} over the {len(means)} differences above"
     return [*lines, f"{reliable}, {int(means['n_seeds'].min())} seeds each"]
 

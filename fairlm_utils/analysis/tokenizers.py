@@ -100,9 +100,9 @@ def _answer(rare: pd.DataFrame, confidence: float) -> str:
     sure = used & (holm(rare["p_value"].where(used)) < 1 - confidence)
     pay, gain = list(rare.index[sure & (rare["change"] > 0)]), list(rare.index[sure & (rare["change"] < 0)])
     if pay:
-        head = f"rare words pay for the λ that held-out words choose under {' and '.join(pay)}"
+        head = f"rare words, of a count of {rare['bin'].iloc[0]}, pay for the λ that held-out words choose under {' and '.join(pay)}"
     else:
-        head = "under no tokenizer do rare words reliably pay for the λ that held-out words choose"
+        head = f"under no tokenizer do rare words, of a count of {rare['bin'].iloc[0]}, reliably pay for the λ that held-out words choose"
     if gain:
         return f"{head}; they gain by it under {' and '.join(gain)}"
     return f"{head}; {'they reliably gain by it under none' if pay else 'nor do they reliably gain by it'}"
