@@ -493,3 +493,27 @@ def test_kinds_of_a_byte_level_vocabulary(documents):
     assert set(kinds) <= set(KINDS) and of["<pad>"] == "special" and of["Ġthe"] == "word start"
     assert of["e"] == "word piece" and of["."] == "punctuation" and of["7"] == "number" and of["Ġ"] == "white space"
     assert len(kinds) == len(tokenizer) and frequency.UNSEEN not in kinds
+
+
+def test_bos_that_is_also_the_separator_is_a_target_once_per_document(tmp_path, documents, corpus_file):
+    """As in GPT-2's and OPT's tokenizers: given at the beginning, a target at the end."""
+    path = gpt2_folder(tmp_path, documents)
+    tokenizer = load_tokenizer(str(path))
+    tokenizer.bos_token = tokenizer.eos_token
+    tokenizer.save_pretrained(path)
+    p = AuditParams.check(values(path, corpus_file, bos="yes"))
+    corpus = load_corpus(p)
+    found = audit.audit(p, p.audited_model, corpus).table.set_index("token_id")
+    counts = token_counts(encode(tokenizer, corpus.train)[0], len(tokenizer))  # without BOS
+    expected = frequency.unigram_loss(counts)
+    assert found["n_train"].tolist() == counts.tolist() and np.allclose(found["unigram"], expected)
+
+
+def test_tables_of_types_that_are_all_unseen_are_read_again(folder, corpus_file, tmp_path):
+    counts = tmp_path / "counts.csv"
+    counts.write_text(f"token_id,count\n{load_tokenizer(str(folder)).pad_token_id},1\n")
+    p = AuditParams.check(values(folder, corpus_file, counts_file=str(counts)))
+    found = audit.audit(p, p.audited_model, load_corpus(p))
+    audit_tables.save([found], tmp_path / "tables")
+    (again,) = audit_tables.load(tmp_path / "tables")
+    assert again.bins["bin"].tolist() == found.bins["bin"].tolist() == ["0"]

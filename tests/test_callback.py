@@ -23,11 +23,13 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertLMHeadModel,
+    GPT2Config,
     GPT2ForSequenceClassification,
     GPT2ForTokenClassification,
     GPT2LMHeadModel,
     MixtralConfig,
     MixtralForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     T5GemmaConfig,
     T5GemmaForConditionalGeneration,
@@ -756,3 +758,90 @@ def test_two_processes_agree_with_one(tmp_path):
     counts = slow(gpt2(), Ids(24))[:, 0].astype(int)
     expect(next(x for x in history if "loss" in x), slow(gpt2(), Ids(24)), counts)
     expect(next(x for x in history if "eval_loss" in x), slow(gpt2(), Padded(13)), counts, "eval_")
+
+
+def test_an_evaluation_within_an_evaluation_keeps_its_own_sums(tmp_path):
+    def compute_metrics(_):
+        if not nested:
+            nested.append(None)
+            nested[0] = t.predict(Ids(7))
+        return {}
+
+    nested: list = []
+    t = trainer(tmp_path, Ids(), Ids(13))
+    t.compute_metrics = compute_metrics
+    TokenFrequencyCallback(t, COUNTS)
+    expect(t.evaluate(), slow(gpt2(), Ids(13)), COUNTS, "eval_")
+    expect(nested[0].metrics, slow(gpt2(), Ids(7)), COUNTS, "test_")
+
+
+def test_an_evaluation_without_a_target_does_not_end_training(tmp_path):
+    class Masked(Ids):
+        def __getitem__(self, i: int) -> dict:
+            return {"input_ids": self.ids[i], "labels": torch.full_like(self.ids[i], -100)}
+
+    options = dict(
+        eval_strategy="steps", eval_steps=3, save_strategy="steps", save_steps=3, load_best_model_at_end=True
+    )
+    t = trainer(tmp_path, Ids(), Masked(13), metric_for_best_model="eval_token_balanced_loss", **options)
+    TokenFrequencyCallback(t)
+    t.train()
+    assert t.state.global_step == 3 and np.isnan(t.evaluate()["eval_token_balanced_loss"])
+
+
+def test_counts_that_were_given_are_not_taken_for_counted_ones(tmp_path):
+    options = dict(max_steps=6, save_strategy="steps", save_steps=4)
+    t = trainer(tmp_path, Ids(), **options)
+    TokenFrequencyCallback(t, COUNTS)
+    t.train()
+    t = trainer(tmp_path, Ids(), **options)
+    TokenFrequencyCallback(t)
+    with pytest.raises(ValueError, match="were given to the callback; give them again"):
+        t.train(resume_from_checkpoint=True)
+
+
+class Backwards(OwnLoss):
+    """A pass over other tokens before the one that is minimised."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        model(input_ids=inputs["input_ids"].flip(1))
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def test_of_passes_without_labels_the_one_over_the_batch_is_recorded(tmp_path):
+    t = trainer(tmp_path, Ids(), Ids(13), make=Backwards)
+    TokenFrequencyCallback(t, COUNTS)
+    expect(t.evaluate(), slow(gpt2(), Ids(13)), COUNTS, "eval_")
+
+
+class Plain(PreTrainedModel):
+    """A model of somebody's own, whose forward knows its three arguments and returns a plain dictionary."""
+
+    config_class = GPT2Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embedding, self.head = torch.nn.Embedding(VOCABULARY, 8), torch.nn.Linear(8, VOCABULARY)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, input_ids, labels=None, attention_mask=None):
+        logits = self.head(self.embedding(input_ids))
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()), "logits": logits}
+
+
+def test_a_model_that_knows_no_cache_and_returns_a_dictionary_is_recorded(tmp_path):
+    t = trainer(tmp_path, Ids(), Ids(13))
+    t = Trainer(Plain(GPT2Config(vocab_size=VOCABULARY)), t.args, train_dataset=Ids(), eval_dataset=Ids(13))
+    TokenFrequencyCallback(t, COUNTS)
+    t.train()
+    found = t.evaluate()
+    assert found["eval_loss"] > 0 and "eval_token_balanced_loss" in found
+    assert "token_balanced_loss" in t.state.log_history[0]

@@ -137,6 +137,18 @@ def test_the_positions_of_a_model_whose_config_calls_them_max_seq_len():
         models.check_context(config, 17, "mpt")
 
 
+def test_roberta_counts_positions_from_its_padding_on():
+    sizes = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = AutoConfig.for_model("roberta", **sizes, max_position_embeddings=18, pad_token_id=1, is_decoder=True)
+    model = AutoModelForCausalLM.from_config(config)
+    model(torch.full((1, 16), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, 17), 5))
+    models.check_context(config, 16, "roberta")
+    with pytest.raises(ParameterError, match="17 is longer than the 16 positions"):
+        models.check_context(config, 17, "roberta")
+
+
 @pytest.mark.parametrize("kind", NOT_CAUSAL)
 def test_other_architectures_do_not_and_are_not_trained(kind, tmp_path):
     config = AutoConfig.for_model(kind, **NOT_CAUSAL[kind])

@@ -260,6 +260,15 @@ def test_frozen_parameters_do_not_decay_and_unfrozen_ones_do(by_counts):
         assert zero_step(model, optimizer, 7, 8) == []
 
 
+def test_rows_that_peft_trains_alone_are_refused_with_what_to_do():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", trainable_token_indices={"wte": [3, 7]}
+    )
+    with pytest.raises(ValueError, match=r"trainable_token_indices.* modules_to_save"):
+        remedies.frequency_aware_adamw(peft.get_peft_model(gpt2(), config), 1e-2, 0.5)
+
+
 @pytest.mark.parametrize("by_counts", [False, True])
 def test_under_lora_the_base_stays_as_it_is(by_counts):
     peft = pytest.importorskip("peft")

@@ -232,3 +232,39 @@ def test_a_bare_loop_over_any_model_keeps_the_same_record():
     assert loss_by_frequency(sums.read(), sums.read()[:, 0].tolist()) == record
     with pytest.raises(ValueError, match="expected"):
         sums.record(logits, y[:, 1:])
+
+
+def test_a_graph_that_is_kept_gives_the_same_gradient_twice():
+    logits, targets = torch.randn(5, 7, requires_grad=True), torch.tensor([0, 1, 2, IGNORE_INDEX, 6])
+    loss = token_cross_entropy(logits, targets)[0]
+    doubled, once = (torch.autograd.grad(k * loss, logits, retain_graph=True)[0] for k in (2.0, 1.0))
+    assert torch.allclose(doubled, 2 * once) and torch.allclose(torch.autograd.grad(loss, logits)[0], once)
+
+
+def test_a_gradient_that_is_to_be_differentiated_again_is_refused():
+    logits = torch.randn(3, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"create_graph=True.* compute_loss_func"):
+        torch.autograd.grad(token_cross_entropy(logits, torch.tensor([0, 1, 2]))[0], logits, create_graph=True)
+
+
+def test_logits_of_more_types_than_there_are_sums_are_refused():
+    TokenSums(10).record(torch.randn(4, 9), torch.arange(4))
+    with pytest.raises(ValueError, match="11 types and sums of 10"):
+        TokenSums(10).record(torch.randn(4, 11), torch.tensor([1, 2, 10, 10]))
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        (dict(label_smoothing=1.0), "share from 0 to below 1"),
+        (dict(label_smoothing=-0.5), "share"),
+        (dict(token_weights=torch.tensor([1.0, -1.0])), "negative"),
+        (dict(token_weights=torch.zeros(3)), "0 for all types"),
+        (dict(token_weights=torch.ones(3, 1)), "one finite number per token type"),
+        (dict(token_weights=torch.tensor(1.0)), "one finite number per token type"),
+        (dict(logit_offset=torch.tensor([0.0, torch.nan])), "logit_offset must be one finite number"),
+    ],
+)
+def test_an_objective_of_values_that_are_none_is_refused(values, said):
+    with pytest.raises(ValueError, match=said):
+        Objective(**values)

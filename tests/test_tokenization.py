@@ -1,5 +1,6 @@
 """Tokenizers, ids, blocks and the statistics of counts."""
 
+import copy
 import json
 import os
 import subprocess
@@ -385,6 +386,18 @@ def test_a_tokenizer_without_a_token_for_unknown_words_says_so():
     assert encode(tokenizer, ["the the"])[0].tolist() == [1, 1, 0]
     with pytest.raises(ParameterError, match="cannot tokenize these documents"):
         encode(tokenizer, ["the cat"])
+
+
+def test_what_a_tokenizer_begins_a_text_with_beside_bos_is_said(byte_level):
+    own = copy.deepcopy(byte_level)
+    assert tokenization.say_bos(own, True) == "documents begin with <s>"
+    backend = own.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
+        single="<pad> <s> $A", special_tokens=[("<pad>", 0), ("<s>", own.bos_token_id)]
+    )
+    assert not tokenization.adds_bos(own, "auto")
+    said = tokenization.say_bos(own, False)
+    assert said.startswith("documents begin with no BOS token; left out is ") and "is not its bos_token" in said
 
 
 def test_a_corpus_whose_documents_begin_with_bos(miniature, capsys):

@@ -49,7 +49,7 @@ class Audit:
 
 #: What `facts` hold; the other columns of the table of totals are numbers.
 FACTS = ("model", "corpus", "counts", "bos", "context", "n_blocks", "n_vocabulary", "n_rows", "targets_sha256")
-_TEXT = dict.fromkeys(("label", "token", "model", "corpus", "counts", "bos", "targets_sha256"), str)
+_TEXT = dict.fromkeys(("label", "token", "model", "corpus", "counts", "bos", "targets_sha256", "bin"), str)
 #: Tables of an audit that are shown and written.
 TABLES = tuple(f.name for f in fields(Audit) if f.name not in ("label", "facts", "table", "by_block", "occurrences"))
 

@@ -29,7 +29,7 @@ from fairlm_utils.lm import processes, training
 from fairlm_utils.lm.corpora import Corpus, load_corpus
 from fairlm_utils.lm.evaluation import check_ids, token_sums, token_table
 from fairlm_utils.lm.models import check_causal, check_context, load_model, n_rows
-from fairlm_utils.lm.tokenization import adds_bos, as_text, blocks, encode, load_tokenizer, n_ids
+from fairlm_utils.lm.tokenization import adds_bos, as_text, blocks, encode, load_tokenizer, n_ids, say_bos
 from fairlm_utils.lm.words import by_word_bin, word_counts, word_losses
 from fairlm_utils.params import AuditParams, ParameterError, TrainingParams
 
@@ -53,15 +53,19 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
     except ValueError as error:
         raise files.RunError(f"{name}: {error}") from error
     vocab_size, bos = n_rows(model), adds_bos(tokenizer, p.bos)
-    print(f"bos {p.bos}: documents begin with {tokenizer.bos_token if bos else 'no BOS token'}")
+    print(f"bos {p.bos}: {say_bos(tokenizer, bos)}")
     ids, starts = encode(tokenizer, corpus.heldout, bos)
     check_ids(ids, vocab_size, tokenizer, name)
     if p.counts_file:
         counts = read_counts(p.counts_file, max(vocab_size, n_ids(tokenizer)))[:vocab_size]
     else:
-        train, _ = encode(tokenizer, corpus.train, bos)
+        train, first = encode(tokenizer, corpus.train, bos)
         check_ids(train, vocab_size, tokenizer, name)
         counts = token_counts(train, vocab_size)
+        if (
+            bos and tokenizer.bos_token_id == tokenizer.eos_token_id
+        ):  # given at a document's beginning, a target at its end
+            counts[tokenizer.bos_token_id] -= len(first)
     data = training.Blocks(*blocks(ids, starts, p.context, packing=True, max_blocks=p.max_heldout_blocks, bos=bos))
     batches: list[np.ndarray] = []
     try:
@@ -77,7 +81,8 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
     norms = embedding_norms(model)
     table = token_table(predictions.by_type, counts, tokenizer)
     table = table[table["token_id"].isin(tokenizer.get_vocab().values())]  # not ids that are no token
-    given = (table["token_id"] == tokenizer.bos_token_id) & bos  # counted, but nobody's target
+    is_given = bos and tokenizer.bos_token_id != tokenizer.eos_token_id
+    given = (table["token_id"] == tokenizer.bos_token_id) & is_given  # counted, but nobody's target
     table = table.assign(
         unigram=frequency.unigram_loss(table["n_train"].where(~given, 0)),
         **{k: v[table["token_id"]] for k, v in norms.items()},

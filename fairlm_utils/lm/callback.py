@@ -29,7 +29,7 @@ from transformers.trainer_utils import get_last_checkpoint, unwrap_peft_model
 
 from fairlm_utils import files
 from fairlm_utils.frequency import IGNORE_INDEX, bin_index, bin_label
-from fairlm_utils.lm.models import check_causal, probe_ids
+from fairlm_utils.lm.models import check_causal, forward, probe_ids
 from fairlm_utils.lm.processes import n_processes
 from fairlm_utils.lm.remedies import whole_counts
 from fairlm_utils.lm.token_loss import (
@@ -91,7 +91,8 @@ class TokenFrequencyCallback(TrainerCallback):
         self._step: _Step | None = None
         self._hook: Any = None
         self._checkpoint: str | None = None
-        self._confirmed = self._evaluating = False
+        self._confirmed = False
+        self.evaluation: _EvaluationSums | None = None  # of the evaluation under way
         self._check_settings()
         self._attach()
         trainer.callback_handler.callbacks.insert(0, self)
@@ -140,7 +141,6 @@ class TokenFrequencyCallback(TrainerCallback):
         if len(self.counts) != n_rows or not hasattr(self, "training"):  # made, or the embedding was resized
             self.counts = np.pad(self.counts[:n_rows], (0, max(0, n_rows - len(self.counts))))
             self.training = TokenSums(n_rows, model.device, n_quantities=1)
-            self.evaluation = _EvaluationSums(n_rows, model.device, n_quantities=1)
 
     def _check_settings(self) -> None:
         args, trainer = self.trainer.args, self.trainer
@@ -229,18 +229,20 @@ class TokenFrequencyCallback(TrainerCallback):
         ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval",
     ) -> Any:  # fmt: skip
         self._attach()
-        before, self._evaluating = self._evaluating, True
-        self.evaluation.reset()  # of a pass that was cut short
+        own = _EvaluationSums(len(self.counts), self.training.values.device, n_quantities=1)
+        outer, self.evaluation = self.evaluation, own  # one may run within another, in compute_metrics say
         try:
             output = evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         finally:
-            self._evaluating = before
-        values, counts = self.evaluation.read(over_processes=True), self.counts
-        self.evaluation.reset()
+            self.evaluation = outer
+        values, counts = own.read(over_processes=True), self.counts
         if not self.fixed:  # n_v up to now, the open window included
             counts = counts + self.training.read(over_processes=True)[:, 0].astype(np.int64)
         added = loss_by_frequency(values, counts)
-        if added and (best := self.trainer.args.metric_for_best_model) is not None:
+        if (
+            f"{metric_key_prefix}_loss" in output.metrics
+            and (best := self.trainer.args.metric_for_best_model) is not None
+        ):
             name = f"eval_{best.removeprefix('eval_')}".removeprefix(f"{metric_key_prefix}_")
             if name == _BALANCED or name in map(_name, range(-1, 40)):
                 added.setdefault(name, float("nan"))  # no type of the bin in this pass: not the best, and no KeyError
@@ -248,7 +250,7 @@ class TokenFrequencyCallback(TrainerCallback):
         return output
 
     def _prediction_step(self, prediction_step: Callable, model: Any, inputs: dict, *args: Any, **kwargs: Any) -> tuple:
-        if not self._evaluating:  # not of the Trainer's evaluation
+        if self.evaluation is None:  # not of the Trainer's evaluation
             return prediction_step(model, inputs, *args, **kwargs)
         with self._own_step(self.evaluation, inputs, training=False) as step:
             result = prediction_step(model, inputs, *args, **kwargs)
@@ -294,7 +296,8 @@ class TokenFrequencyCallback(TrainerCallback):
         path = Path(folder) / f"checkpoint-{state.global_step}" / STATE
         if args.should_save and path.parent.is_dir():
             with files.atomic_path(path) as temporary:
-                save_file({"counts": self.counts, "open_window": np.ascontiguousarray(window)}, temporary)
+                window, given = np.ascontiguousarray(window), np.array([self.fixed])
+                save_file({"counts": self.counts, "open_window": window, "given": given}, temporary)
 
     def _resume(self, path: Path, is_main_process: bool) -> None:
         if not path.exists():
@@ -303,13 +306,18 @@ class TokenFrequencyCallback(TrainerCallback):
                 warnings.warn(f"{path} does not exist: {since} what comes after this checkpoint alone", stacklevel=2)
             return
         try:
-            counts, window = (load_file(path)[name] for name in ("counts", "open_window"))
+            state = load_file(path)
+            counts, window = state["counts"], state["open_window"]
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{path}: cannot be read ({error}); remove the file to count anew") from error
         if counts.shape != self.counts.shape or window.shape != (len(counts), 2):
             raise ValueError(
                 f"{path}: counts of {len(counts):,} types, and the model has {len(self.counts):,}; resume with the model "
                 "and tokenizer of the checkpoint, or remove the file to count anew"
+            )
+        if not self.fixed and state.get("given", np.array([False]))[0]:
+            raise ValueError(
+                f"{path}: its counts were given to the callback; give them again, or remove the file to count the stream anew"
             )
         if not self.fixed:
             self.counts = counts.copy()
@@ -324,13 +332,14 @@ class _Step:
     """One step of the Trainer: what its forward passes of the model add to the sums.
 
     A pass with labels adds at once. Of those without, because the Trainer has taken the labels to compute the loss itself,
-    the first is kept for the end, and added if none had any.
+    the first over the batch's own tokens, else the first of all, is kept for the end, and added if none had any.
     """
 
     def __init__(self, sums: TokenSums, inputs: dict, training: bool):
-        self.sums, self.labels, self.training = sums, inputs.get("labels"), training
+        self.sums, self.labels, self.ids, self.training = sums, inputs.get("labels"), inputs.get("input_ids"), training
         self.n_passes, self.why, self.by_the_model = 0, "", False
         self.kept: tuple[Tensor, Tensor, int] | None = None
+        self.kept_own = False
 
     def add(self, targets: Tensor, loss: Tensor, blocks: int = 1) -> None:
         """Add what the model's own loss function has computed; the hook of the same pass has nothing to do."""
@@ -349,7 +358,8 @@ class _Step:
             return
         labels, shifted = given.get("labels"), given.get("shift_labels")
         labelled = labels is not None or shifted is not None
-        if not labelled and self.kept is not None:
+        own = not labelled and not self.kept_own and _same(given.get("input_ids"), self.ids)
+        if not labelled and self.kept is not None and not own:
             return
         found = _token_losses(output, labels if labelled else self.labels, shifted, labelled)
         if isinstance(found, str):
@@ -357,11 +367,17 @@ class _Step:
         elif labelled:
             self._add(*found)
         else:
-            self.kept = found
+            self.kept, self.kept_own = found, own
 
     def close(self) -> None:
         if self.kept is not None and not self.n_passes:
             self._add(*self.kept)
+
+
+def _same(ids: Any, others: Any) -> bool:
+    if not (isinstance(ids, Tensor) and isinstance(others, Tensor)):
+        return False
+    return ids is others or (ids.shape == others.shape and bool(torch.equal(ids, others.to(ids.device))))
 
 
 @torch.no_grad()
@@ -461,7 +477,7 @@ def _check_model(model: Any, objective: Objective | None = None) -> None:
     model.eval()
     try:
         n_rows, ids = model.get_input_embeddings().weight.shape[0], probe_ids(model)[None]
-        output = model(input_ids=ids, use_cache=False, return_dict=True)
+        output = forward(model, input_ids=ids)
         logits = output.get("logits")
         if logits is None or logits.shape[:-1] != ids.shape or logits.shape[-1] <= n_rows // 2:
             raise ValueError(
@@ -470,9 +486,9 @@ def _check_model(model: Any, objective: Objective | None = None) -> None:
         labels = ids % logits.shape[-1]  # some embed more than they predict
         labels[0, 2:4] = IGNORE_INDEX
         check_causal(model)
-        own = model(input_ids=ids, labels=labels, use_cache=False, return_dict=True)
+        own = forward(model, input_ids=ids, labels=labels)
         with loss_function(model, TokenLossFunction(model, lambda: None)):
-            ours = model(input_ids=ids, labels=labels, use_cache=False, return_dict=True)
+            ours = forward(model, input_ids=ids, labels=labels)
     except (AttributeError, TypeError, KeyError, IndexError, NotImplementedError) as error:
         raise ValueError(
             f"{name} does not run on token ids alone, as a causal language model does ({error})"
@@ -485,15 +501,16 @@ def _check_model(model: Any, objective: Objective | None = None) -> None:
     if own.get("loss") is None:
         return  # the Trainer's to compute
     expected = token_cross_entropy(logits[0], shifted_targets(labels), 1 / (labels[0, 1:] >= 0).sum())[0]
-    aux = 0.0 if own.get("aux_loss") is None else own.loss - expected  # the router's part is the model's to add
+    loss, aux_loss = own["loss"], own.get("aux_loss")
+    aux = 0.0 if aux_loss is None else loss - expected  # the router's part is the model's to add
     # by rounding; weights just made tell losses apart by little more
-    eps = max(1e-4, 4 * torch.finfo(own.loss.dtype).eps)
-    if not all(abs(x.float() - aux - expected) <= eps * (1 + abs(expected)) for x in (own.loss, ours.loss)):
+    eps = max(1e-4, 4 * torch.finfo(loss.dtype).eps)
+    if not all(abs(x.float() - aux - expected) <= eps * (1 + abs(expected)) for x in (loss, ours["loss"])):
         advice = "Record it in a loop of your own, with token_loss.TokenSums"
         if "_loss_function" in vars(model):
             advice = "Take the loss_function that was set off the model and give it to the Trainer as compute_loss_func"
         raise ValueError(
-            f"the loss of {name} itself is {own.loss:.4f} where the cross-entropy of the next token is {expected:.4f}: it "
+            f"the loss of {name} itself is {loss:.4f} where the cross-entropy of the next token is {expected:.4f}: it "
             f"minimises something else, which is not replaced. {advice}"
         )
 

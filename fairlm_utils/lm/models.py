@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -85,10 +86,24 @@ def model_config(name: str, vocab_size: int, context: int) -> PreTrainedConfig:
     return config
 
 
+#: Architectures whose positions are counted from the id of the padding token on, RoBERTa's and its kin.
+_POSITIONS_AFTER_PADDING = {
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "data2vec-text",
+    "xmod",
+}
+
+
 def n_positions(config: PreTrainedConfig) -> int | None:
     """The longest block that a model takes, None if its config names no bound."""
     config = text_config(config)
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)  # MPT's name
+    if longest and config.model_type in _POSITIONS_AFTER_PADDING:
+        longest -= (config.pad_token_id or 0) + 1
     return longest if longest and longest > 0 else None  # XLNet's −1 is no bound
 
 
@@ -300,6 +315,15 @@ def probe_ids(model: PreTrainedModel) -> torch.Tensor:
     return torch.arange(1, n_tokens + 1, device=model.device) * 7919 % n_rows(model)
 
 
+def forward(model: PreTrainedModel, **given: Any) -> dict[str, Any]:
+    """The outputs of a forward pass by name; models of other people's need not know `use_cache` or `return_dict`."""
+    takes = inspect.signature(model.forward).parameters.values()
+    options = {"use_cache": False, "return_dict": True}
+    if all(p.kind is not p.VAR_KEYWORD for p in takes):
+        options = {name: value for name, value in options.items() if name in {p.name for p in takes}}
+    return model(**given, **options)
+
+
 @torch.no_grad()
 def check_causal(model: PreTrainedModel) -> None:
     """Raise ValueError unless the logits of every position depend on the tokens up to it alone.
@@ -316,7 +340,7 @@ def check_causal(model: PreTrainedModel) -> None:
     was_training = model.training
     model.eval()
     try:
-        first, second = (model(input_ids=row[None], use_cache=False).logits[0, :-1] for row in ids)
+        first, second = (forward(model, input_ids=row[None])["logits"][0, :-1] for row in ids)
     finally:
         model.train(was_training)
     moved = (first - second).abs().max().item()

@@ -105,6 +105,11 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
     def _check_rows(self) -> None:
         model, rows = self._model(), self._rows
         modules = self._row_modules if model is None else embedding_and_head(model)
+        if not all(isinstance(module.weight, nn.Parameter) for module in modules):
+            raise ValueError(
+                "some rows of the embedding or head alone are trained (PEFT's trainable_token_indices), and decay by row needs a "
+                'whole one; give PEFT modules_to_save=["embed_tokens"], or train with torch.optim.AdamW'
+            )
         trained = [module.weight for module in modules if module.weight.requires_grad]
         if not set(map(id, trained)) <= set(map(id, rows["params"])):
             raise ValueError(
@@ -424,9 +429,11 @@ def loss_weights(counts: np.ndarray | Tensor, exponent: float) -> Tensor:
 
     Scaled to a mean of 1 over the training tokens, so that the learning rate keeps its meaning (Cui et al. 2019 discuss the
     choice of α: 1 is token-balanced, 0.5 square-root-balanced). `Objective(loss_weights(counts, 0.25))` is a training
-    objective for `callback.TokenFrequencyCallback`. Raises ValueError without counts, and for counts that are negative,
-    NaN or no whole numbers (relative frequencies).
+    objective for `callback.TokenFrequencyCallback`. Raises ValueError without counts, for counts that are negative, NaN or
+    no whole numbers (relative frequencies), and for an exponent that is negative or not finite.
     """
+    if not 0 <= exponent < float("inf"):
+        raise ValueError(f"exponent is {exponent}; give a number of 0 or more, 1 at most as a rule")
     n = torch.from_numpy(whole_counts(counts))
     weights = torch.where(n > 0, n.clamp(min=1) ** -exponent, 0.0)
     return (weights * n.sum() / (weights * n).sum()).float()

@@ -61,10 +61,15 @@ class _TokenCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, None, None, None]:
-        (grad,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the gradient of this loss is to be differentiated again (create_graph=True), which takes logits that it does not "
+                "keep; compute the loss from the logits, in a Trainer by compute_loss_func"
+            )
+        (grad,) = ctx.saved_tensors  # as it was saved: a graph that is retained comes by here again
         if grad.device.type == "cpu" and grad_output.item() == 1.0:  # the usual case: no second pass over the gradient
             return grad.to(ctx.dtype), None, None, None
-        return grad.mul_(grad_output).to(ctx.dtype), None, None, None
+        return (grad * grad_output).to(ctx.dtype), None, None, None
 
 
 def token_cross_entropy(
@@ -75,7 +80,8 @@ def token_cross_entropy(
     `logits` [positions, vocabulary] of any floating dtype (worked on in float32, a block at a time), `targets`
     [positions] with −100 where there is none. Returns `(sum * scale, loss [positions], correct [positions])`; loss is
     0 at positions without a target, which callers must leave out of every mean. `correct` is top-1 correctness (empty
-    if not `with_accuracy`): the target's logit is strictly the largest. Raises ValueError on shapes that do not match.
+    if not `with_accuracy`): the target's logit is strictly the largest. Raises ValueError on shapes that do not match, and
+    RuntimeError where its gradient is differentiated again.
     """
     if logits.dim() != 2 or targets.shape != logits.shape[:1]:
         raise ValueError(
@@ -143,8 +149,13 @@ class TokenSums:
 
         Targets are those of the same positions, as nanoGPT's are, with a negative id (−100, −1) where there is none; of
         transformers' labels, which are the inputs themselves, take `shifted_targets(labels)`. Nothing changes in the
-        model's own loss or its gradient. Raises ValueError on shapes that do not match.
+        model's own loss or its gradient. Raises ValueError on shapes that do not match, and for logits of more types than
+        there are sums.
         """
+        if logits.shape[-1] >= len(self.values):
+            raise ValueError(
+                f"logits of {logits.shape[-1]:,} types and sums of {len(self.values) - 1:,}; give TokenSums as many as the model predicts"
+            )
         targets = targets.reshape(-1)
         targets = torch.where(targets < 0, frequency.IGNORE_INDEX, targets)
         _, loss, correct = token_cross_entropy(logits.detach().reshape(-1, logits.shape[-1]), targets)
@@ -173,12 +184,24 @@ class Objective:
     `token_weights` [vocabulary] multiply the loss of each target (class-balanced losses). `label_smoothing` ε replaces ℓ
     by (1 − ε) ℓ + ε mean_v(−log p_v) (Szegedy et al. 2016). `logit_offset` [vocabulary] is added to the logits (logit
     adjustment, Menon et al. 2021: τ log π_v). Weights of fewer types than the model predicts (rows padded to a multiple of 64)
-    are 0 for the rest; ValueError for any other difference in length.
+    are 0 for the rest; ValueError for any other difference in length, and for values that are no weights or no share.
     """
 
     token_weights: Tensor | None = None
     label_smoothing: float = 0.0
     logit_offset: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"objective: label_smoothing is {self.label_smoothing}; give a share from 0 to below 1")
+        for name in ("token_weights", "logit_offset"):
+            if (given := getattr(self, name)) is None:
+                continue
+            values = torch.as_tensor(given)
+            if values.dim() != 1 or not torch.isfinite(values).all():
+                raise ValueError(f"objective: {name} must be one finite number per token type")
+            if name == "token_weights" and not (values.min() >= 0 and values.max() > 0):
+                raise ValueError("objective: token_weights must not be negative, nor 0 for all types")
 
     def loss(self, logits: Tensor, targets: Tensor, scale: Tensor | float) -> Tensor:
         """Sum over positions of the objective times `scale`: logits [n, vocabulary], targets [n] with −100 where none."""

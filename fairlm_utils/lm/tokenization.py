@@ -137,7 +137,7 @@ def _make(p: TokenizationParams, directory: Path) -> None:
     )
     bos = adds_bos(tokenizer, p.bos)
     if p.tokenizer != "bpe" or bos:  # one trained here has no rule of its own
-        print(f"bos {p.bos}: documents begin with {tokenizer.bos_token if bos else 'no BOS token'}")
+        print(f"bos {p.bos}: {say_bos(tokenizer, bos)}")
     tokenizer.save_pretrained(directory / "tokenizer")
     meta = {
         "corpus": corpus.name,
@@ -292,6 +292,19 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase, bos: str) -> bool:
     if bos == "auto":
         return tokenizer.bos_token_id is not None and tokenizer("text")["input_ids"][:1] == [tokenizer.bos_token_id]
     return bos == "yes"
+
+
+def say_bos(tokenizer: PreTrainedTokenizerBase, bos: bool) -> str:
+    """What documents begin with, and what else the tokenizer itself would begin them with, which is left out."""
+    front, plain = (tokenizer("text", add_special_tokens=own)["input_ids"] for own in (True, False))
+    begins = next((i for i in range(len(front)) if front[i : i + len(plain)] == plain), 0)
+    left = tokenizer.convert_ids_to_tokens([i for i in front[:begins] if i != tokenizer.bos_token_id])
+    rest = (
+        f"; left out is {' '.join(left)}, with which the tokenizer begins a text and which is not its bos_token"
+        if left
+        else ""
+    )
+    return f"documents begin with {tokenizer.bos_token if bos else 'no BOS token'}{rest}"
 
 
 def as_text(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
