@@ -58,6 +58,11 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
         super().__init__(params, **adamw)
         if self.defaults["differentiable"]:
             raise ValueError("differentiable: rows decay in place; leave it out")
+        if not all(isinstance(module.weight, nn.Parameter) for module in modules):
+            raise ValueError(
+                "some rows of the embedding or head alone are trained (PEFT's trainable_token_indices), and decay by row needs a "
+                'whole one; give PEFT modules_to_save=["embed_tokens"], or train with torch.optim.AdamW'
+            )
         groups = [group for group in self.param_groups if "row_weight_decay" in group]
         if len(groups) != 1 or groups[0]["weight_decay"]:
             raise ValueError(
@@ -105,11 +110,6 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
     def _check_rows(self) -> None:
         model, rows = self._model(), self._rows
         modules = self._row_modules if model is None else embedding_and_head(model)
-        if not all(isinstance(module.weight, nn.Parameter) for module in modules):
-            raise ValueError(
-                "some rows of the embedding or head alone are trained (PEFT's trainable_token_indices), and decay by row needs a "
-                'whole one; give PEFT modules_to_save=["embed_tokens"], or train with torch.optim.AdamW'
-            )
         trained = [module.weight for module in modules if module.weight.requires_grad]
         if not set(map(id, trained)) <= set(map(id, rows["params"])):
             raise ValueError(
