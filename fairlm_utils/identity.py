@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from fairlm_utils import files
-from fairlm_utils.params import CorpusParams, TokenizationParams, TrainingParams
+from fairlm_utils.params import CorpusParams, EvaluationParams, TokenizationParams, TrainingParams
 
 #: Which text a run was made from: digests of the documents, of their token ids, and of the model's config if that is a file.
 TEXT = "text.json"
 #: Parameters that differ between the runs of one experiment; all others must agree, but between variants.
 AXES = ("model", "variant", "weight_decay", "seed")
+#: Parameters of the evaluation that its tables depend on, by their values where a run has not recorded them.
+EVALUATION = {name: EvaluationParams.model_fields[name].default for name in ("max_evaluated_train_blocks", "by_word")}
 
 
 def run_dir(p: TrainingParams) -> Path:
@@ -152,6 +154,22 @@ def git_commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def is_finished(p: EvaluationParams) -> bool:
+    """Whether the run of `p` is trained, and evaluated as `p` says."""
+    directory = run_dir(p)
+    if not (directory / "tables" / "totals.csv").exists():
+        return False
+    known = files.read_json(directory / "params.json")
+    return all(known.get(name, default) == getattr(p, name) for name, default in EVALUATION.items())
+
+
+def record_evaluation(directory: Path, p: EvaluationParams) -> None:
+    """Record as what a run is evaluated: it may have been trained with other parameters of the evaluation, or with none."""
+    known = files.read_json(directory / "params.json")
+    if now := {name: getattr(p, name) for name in EVALUATION if known.get(name) != getattr(p, name)}:
+        files.write_json(directory / "params.json", {**known, **now})
 
 
 def finished_runs(folder: str | Path) -> list[Path]:

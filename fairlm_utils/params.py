@@ -144,7 +144,7 @@ class TokenizationParams(CorpusParams):
     """Parameters of `01_tokenization`."""
 
     tokenizer: PathName = _param("bpe", "bpe trains one on the corpus; else a Hub id or folder of a pre-trained one")
-    vocab_size: int = _param(4096, "types a trained BPE learns, to which 5 special tokens are added", ge=1)
+    vocab_size: int = _param(4096, "types a trained BPE learns, to which 5 special tokens are added", ge=1, le=10**7)
     pre_tokenizer: Literal["byte-level", "whitespace-punctuation"] = _param(
         "byte-level", "byte-level, or whitespace-punctuation"
     )
@@ -223,8 +223,8 @@ class TrainingParams(TokenizationParams):
     sharded: bool = _param(
         False, "shard a model over the processes of torchrun (FSDP) that is too large for one device"
     )
-    n_threads: int = _param(1, "CPU threads of a run, part of what makes results repeat bit for bit", ge=1)
-    seed: int = _param(0, "seed of the initialisation and of the batch order", ge=0)
+    n_threads: int = _param(1, "CPU threads of a run, part of what makes results repeat bit for bit", ge=1, le=4096)
+    seed: int = _param(0, "seed of the initialisation and of the batch order", ge=0, lt=2**32)
 
     #: Fields that change where or how often a run writes, not its results: left out of its identity.
     NOT_IN_RUN_ID: ClassVar[frozenset[str]] = frozenset(
@@ -365,7 +365,7 @@ class AuditParams(CorpusParams):
     eval_batch_size: int = _param(8, "blocks a batch; memory grows with this times context times vocabulary", ge=1)
     dtype: Literal["float32", "bfloat16"] = _param("float32", "bfloat16 is autocast over float32 parameters")
     device: Literal["auto", "cpu", "cuda"] = _param("auto", "auto takes a GPU if there is one")
-    n_threads: int = _param(1, "CPU threads", ge=1)
+    n_threads: int = _param(1, "CPU threads", ge=1, le=4096)
     runs_dir: GivenPath = _param("runs", "folder of everything generated")
 
 
@@ -522,6 +522,10 @@ def expand(values: Mapping[str, Any], source: str = "parameters") -> list[Evalua
         raise ParameterError(f"{source}: 1 problem(s)\n  - variants: must map names to parameters and their values")
     named = itertools.chain(values, *variants.values())
     problems = [f"  - {_unknown(name)}" for name in named if name not in ALL_FIELDS]
+    problems += [
+        f"  - variants: {name!r} sets {key}, which all runs of an experiment share; set it outside of variants"
+        for name, own in variants.items() for key in ("experiment", "runs_dir") if key in own
+    ]  # fmt: skip
     for cls in NOTEBOOKS.values():
         if not issubclass(cls, TokenizationParams):
             problems += _problems(

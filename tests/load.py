@@ -29,7 +29,7 @@ from tabulate import tabulate
 from fairlm_utils import files, frequency, identity, params
 from fairlm_utils.analysis import charts, metrics, theme
 from fairlm_utils.analysis.results import Results, load_results
-from fairlm_utils.experiment import runs, sweep
+from fairlm_utils.experiment import runs
 from fairlm_utils.frequency import SPLITS
 from fairlm_utils.lm import tokenization
 from fairlm_utils.lm.token_loss import TokenSums
@@ -130,7 +130,7 @@ def bookkeeping(values: dict[str, Any], n: int) -> None:
     """What a sweep does around its runs when all are finished: expand, check, find them."""
     points = params.expand({**values, "weight_decay": [0.0, 0.25, 0.5, 0.75, 1.0], "seed": list(range(n // 5))})
     identity.check_experiment(points)
-    assert len(points) == n and all(sweep.is_finished(p) for p in points)
+    assert len(points) == n and all(identity.is_finished(p) for p in points)
     assert len(identity.finished_runs(identity.run_dir(points[0]).parent)) == n
 
 

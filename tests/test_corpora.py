@@ -408,15 +408,22 @@ def test_texts_are_utf_8_or_say_by_a_mark_what_they_are(tmp_path, kind):
         "json": json.dumps([{"text": t} for t in texts], ensure_ascii=False),
         "txt": "\n".join(texts),
     }[kind]
-    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
         path = tmp_path / f"{encoding}.{kind}"
         path.write_bytes(text.encode(encoding))
         corpus = load(path)
         assert sorted([*corpus.train, *corpus.heldout]) == texts
-    for encoding in ("latin-1", "utf-16-le", "utf-16-be"):
+    for encoding in ("latin-1", "utf-16-le", "utf-16-be", "utf-32-le"):
         path.write_bytes(text.encode(encoding))
         with pytest.raises(CorpusError, match=r"is not UTF-8 .*write it again as UTF-8"):
             load(path)
+
+
+def test_text_of_another_script_without_a_mark_is_not_read_as_rubbish(tmp_path):
+    path = tmp_path / "c.txt"
+    path.write_bytes("Жизнь прожить — не поле перейти. ".encode("utf-16-le") * 30)
+    with pytest.raises(CorpusError, match="without a byte-order mark"):
+        load(path)
 
 
 @pytest.mark.parametrize(

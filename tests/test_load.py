@@ -9,7 +9,7 @@ import torch
 
 from fairlm_utils import frequency, identity, params
 from fairlm_utils.analysis.results import load_results, read_token_table
-from fairlm_utils.experiment import runs, sweep
+from fairlm_utils.experiment import runs
 from fairlm_utils.frequency import SPLITS
 from fairlm_utils.lm.token_loss import TokenSums
 from tests import load
@@ -20,7 +20,7 @@ def test_two_hundred_runs_are_found_and_loaded_with_the_right_totals(tmp_path):
     finished = runs.evaluate(load.tiny(tmp_path))
     points = load.copies(finished, 200, "many")
     identity.check_experiment(points)
-    assert all(sweep.is_finished(p) for p in points)
+    assert all(identity.is_finished(p) for p in points)
     folder = identity.run_dir(points[0]).parent
     assert {d.name for d in identity.finished_runs(folder)} == {p.run_id() for p in points}
     results, one = load_results(folder), load_results(finished.parent)
@@ -31,7 +31,7 @@ def test_two_hundred_runs_are_found_and_loaded_with_the_right_totals(tmp_path):
         assert table["n_tokens"].sum() == 200 * single["n_tokens"].sum(), name
     assert np.allclose(results.tokens["change_training"].dropna(), 0)  # all copies of one run
     shutil.rmtree(identity.run_dir(points[7]) / "tables")  # one more to do, and no more than one
-    assert len(load_results(folder).totals) == 398 and sum(not sweep.is_finished(p) for p in points) == 1
+    assert len(load_results(folder).totals) == 398 and sum(not identity.is_finished(p) for p in points) == 1
 
 
 def test_sums_over_a_thousand_million_tokens_stay_exact():

@@ -196,6 +196,8 @@ def test_variants_are_runs_with_names():
         ([1], "must map names"),
         ({}, "must map names"),
         ({"a": {}, "b": {}}, "repeats"),
+        ({"a": {}, "b": {"experiment": "other"}}, "'b' sets experiment, which all runs of an experiment share"),
+        ({"a": {}, "b": {"runs_dir": "other"}}, "'b' sets runs_dir"),
     ],
 )
 def test_bad_variants_are_refused(variants, said):
@@ -264,3 +266,9 @@ def test_an_override_given_twice_is_refused():
 def test_a_name_that_no_folder_can_have_is_refused(values):
     with pytest.raises(ParameterError, match=next(iter(values))):
         TrainingParams.check(values)
+
+
+@pytest.mark.parametrize("name, value", [("seed", 2**32), ("vocab_size", 10**8), ("n_threads", 2**62)])
+def test_numbers_beyond_what_can_be_are_refused(name, value):
+    with pytest.raises(ParameterError, match=name):
+        params.expand({name: value})

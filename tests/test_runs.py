@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from fairlm_utils.__main__ import main
 from fairlm_utils.analysis.results import TABLES, load_results, write_results
 from fairlm_utils.experiment import runs, sweep
 from fairlm_utils.lm import tokenization, training
+from fairlm_utils.params import TrainingParams
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path):
@@ -342,3 +344,34 @@ def test_the_help_of_every_command_is_ascii():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert 0 < done.stdout.count("Usage: fairlm ") == int(done.stdout.split()[-1])
+
+
+def test_a_run_is_evaluated_again_where_its_evaluation_was_another(miniature, capsys):
+    """Trained by 02, which knows no parameters of the evaluation, then evaluated in three ways."""
+    p = miniature(experiment="again", max_evaluated_train_blocks=1)
+    directory = runs.train(
+        TrainingParams.check({k: v for k, v in p.model_dump().items() if k in TrainingParams.model_fields})
+    )
+    runs.evaluate(p)
+    n_one = pd.read_csv(directory / "tables" / "totals.csv").query("split == 'training'")["n_tokens"].item()
+    whole = p.model_copy(update={"max_evaluated_train_blocks": 0, "by_word": True})
+    assert not identity.is_finished(whole)
+    runs.evaluate(whole)
+    assert "evaluating it again" in capsys.readouterr().out and identity.is_finished(whole)
+    totals = pd.read_csv(directory / "tables" / "totals.csv").query("split == 'training'")
+    assert totals["n_tokens"].item() > n_one and (directory / "tables" / "words.csv").exists()
+    assert all(runs.repeat(directory).values())
+    runs.evaluate(whole.model_copy(update={"eval_batch_size": 3}))
+    assert "evaluating it again" not in capsys.readouterr().out
+    runs.evaluate(whole.model_copy(update={"by_word": False}))
+    assert not (directory / "tables" / "words.csv").exists()
+
+
+def test_runs_of_one_evaluation_are_read_together_however_they_began(miniature):
+    first = miniature(experiment="both", weight_decay=0.0)
+    second = miniature(experiment="both", weight_decay=1.0, eval_batch_size=3)
+    runs.evaluate(first)
+    runs.train(TrainingParams.check({k: v for k, v in second.model_dump().items() if k in TrainingParams.model_fields}))
+    runs.evaluate(second)
+    results = load_results(Path(first.runs_dir) / "both")
+    assert sorted(results.totals["weight_decay"].unique()) == [0.0, 1.0]

@@ -132,6 +132,23 @@ def test_a_corpus_that_changes_between_two_calls_is_named_before_anything_runs(
         reproduce.reproduce(experiment, overrides=overrides)
 
 
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"weight_decay": [0.3, 1.0]}, "weight_decay has no 0.0"),
+        (
+            {"learning_rate": [0.001, 0.002]},
+            "learning_rate: a report compares models, λ and seeds; name settings of others",
+        ),
+    ],
+)
+def test_a_grid_that_no_report_can_compare_is_refused_before_anything_runs(experiment, tmp_path, values, said):
+    path = tmp_path / "e.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(experiment.read_text()), "experiment": "no", **values}))
+    with pytest.raises(params.ParameterError, match=said):
+        reproduce.reproduce(path)
+
+
 def _one_cell(folder, source, monkeypatch):
     """A notebook of one cell as notebook 01 of a project of its own."""
     (folder / "notebooks").mkdir()

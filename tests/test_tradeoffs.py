@@ -96,7 +96,8 @@ def test_no_remedy_is_recommended_where_none_is_needed_helps_or_can():
         "no remedy is recommended: plain decay does not lower"
     )
     one_seed = tradeoffs.judge_remedies(remedies(better=(0.0, -0.6)).query("seed == 0"))
-    assert not one_seed["recommended"].any()
+    assert not one_seed["recommended"].any() and tradeoffs.say_best(one_seed) == []
+    assert tradeoffs.say_remedies(one_seed).startswith("no verdict on remedies: one seed")
     with pytest.raises(ValueError, match="no decay"):
         tradeoffs.judge_remedies(remedies().query("variant != 'no decay'"))
 

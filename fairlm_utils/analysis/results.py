@@ -233,7 +233,8 @@ def _shared_params(directories: list[Path]) -> dict[str, Any]:
     of_variant: dict[str, tuple[Path, dict[str, Any]]] = {}
     for directory in directories:
         params = files.read_json(directory / "params.json")
-        fixed = {k: v for k, v in params.items() if k not in identity.AXES and k not in TrainingParams.NOT_IN_RUN_ID}
+        left_out = {*identity.AXES, *TrainingParams.NOT_IN_RUN_ID, "eval_batch_size"}  # of no effect on the results
+        fixed = {k: v for k, v in {**identity.EVALUATION, **params}.items() if k not in left_out}
         first, known = of_variant.setdefault(params.get("variant", ""), (directory, fixed))
         differing = sorted(k for k, v in known.items() if fixed.get(k) != v)
         if differing:

@@ -111,6 +111,8 @@ def judge_remedies(numbers: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
 
 def say_remedies(judged: pd.DataFrame) -> str:
     """The sentence that a table of `judge_remedies` supports: the remedy recommended, or why none is."""
+    if judged["n_seeds"].max() < 2:
+        return "no verdict on remedies: one seed gives no interval; run more seeds"
     rows = {row["variant"]: row for row in judged.to_dict("records")}
     none, others = rows[NO_DECAY], [row for name, row in rows.items() if name != PLAIN_DECAY]
     without = f"against no decay ({_by(none, 'heldout_low_frequency', -1)})"
@@ -167,7 +169,12 @@ def say_other_rates(results: Results, confidence: float = 0.95) -> list[str]:
 
 
 def say_best(judged: pd.DataFrame) -> list[str]:
-    """Which variant of `judge_remedies` lowers the held-out average most, and which the loss of rare types at no worse average."""
+    """Which variant of `judge_remedies` lowers the held-out average most, and which the loss of rare types at no worse average.
+
+    None by one seed, which has no intervals.
+    """
+    if judged["n_seeds"].max() < 2:
+        return []
     average, low, high = "heldout_average", "heldout_low_frequency", "heldout_high_frequency"
     others = judged[judged["variant"] != PLAIN_DECAY]
     able = others[others["not_worse"]]

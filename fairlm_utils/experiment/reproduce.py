@@ -71,6 +71,16 @@ def run_notebook(name: str, output: Path, values: dict[str, Any]) -> None:
     )
 
 
+def _check_comparable(values: Mapping[str, Any], points: Sequence[params.EvaluationParams], file: str | Path) -> None:
+    """Raise ParameterError for a grid whose runs cannot be compared in one report."""
+    if others := [k for k, v in values.items() if params.is_grid(k, v) and k not in identity.AXES]:
+        raise params.ParameterError(
+            f"{file}: {', '.join(others)}: a report compares models, λ and seeds; name settings of others under `variants`"
+        )
+    if not any(p.variant for p in points) and all(p.weight_decay for p in points):
+        raise params.ParameterError(f"{file}: weight_decay has no 0.0, from which every change is measured; add it")
+
+
 def reproduce(
     file: str | Path,
     n_workers: int = 0,
@@ -87,6 +97,7 @@ def reproduce(
     """
     values = params.read(file, overrides)
     points = params.expand(values, str(file))
+    _check_comparable(values, points, file)
     folder = Path(points[0].runs_dir) / points[0].experiment
     if save_results:
         files.check_writable(Path(save_results) / "experiment.json")

@@ -150,7 +150,7 @@ def evaluate(p: EvaluationParams) -> Path:
     """Evaluate the run of `p` on its training blocks and on held-out blocks; trains it first if it is not trained.
 
     Writes tokens_SPLIT.parquet, the per-token tables, and then the run's rows of the experiment's tables to tables/.
-    A run that has been evaluated is not evaluated again. Returns the run directory. Raises RunError if the run is of
+    A run that has been evaluated so is not evaluated again. Returns the run directory. Raises RunError if the run is of
     another text, or another tokenizer, than is there now.
     """
     directory = identity.run_dir(p)
@@ -159,10 +159,12 @@ def evaluate(p: EvaluationParams) -> Path:
         train(p)
     else:
         identity.check_text(directory, p, text_now(p))
-    finished = directory / "tables" / "totals.csv"
-    if not finished.exists():  # a finished run may lie on a disk that cannot be written
+    if not identity.is_finished(p):  # a finished run may lie on a disk that cannot be written
         with files.locked(directory):
-            if not finished.exists():
+            if not identity.is_finished(p):
+                if (finished := directory / "tables" / "totals.csv").exists():
+                    print(f"{directory} was evaluated with other parameters: evaluating it again")
+                    finished.unlink()
                 with processes.threads(p.n_threads):
                     _evaluate(p, directory)
     return directory
@@ -192,6 +194,7 @@ def write_predictions(
 
     `losses` [blocks, context] by split, as `token_sums` gives them, are there if the run `needs_losses`.
     """
+    identity.record_evaluation(directory, p)
     vocab_size, percentile = len(predictions["training"].by_type), p.low_frequency_percentile
     train = training.train_blocks(p, corpus)
     n_train, baselines = target_counts(train.labels.numpy(), vocab_size), floor.baselines(train, vocab_size)
@@ -219,6 +222,8 @@ def write_predictions(
     frames["counts"] = frequency.count_histogram(table["n_train"]).assign(**variant)
     for name in of_split["training"]:
         frames[name] = pd.concat([tables[name].assign(**key, split=split) for split, tables in of_split.items()])
+    if not p.by_word:
+        (directory / "tables" / "words.csv").unlink(missing_ok=True)  # of an evaluation that had it
     for name, frame in frames.items():  # totals last: it marks the evaluation as finished
         columns = [c for c in metrics.KEYS if c in frame] + [c for c in frame if c not in metrics.KEYS]
         files.write_table(directory / "tables" / f"{name}.csv", frame[columns])

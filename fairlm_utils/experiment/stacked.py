@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from fairlm_utils import files, identity
 from fairlm_utils.experiment import runs
-from fairlm_utils.experiment.sweep import is_finished
 from fairlm_utils.frequency import IGNORE_INDEX
 from fairlm_utils.lm import evaluation, processes, training
 from fairlm_utils.lm.evaluation import Predictions
@@ -276,7 +275,7 @@ def train(points: Sequence[EvaluationParams], pool: Executor) -> list[Future]:
 
     A stack has no checkpoints: what is interrupted begins anew. Raises what `runs.train` raises.
     """
-    points = [p for p in points if not is_finished(p)]
+    points = [p for p in points if not identity.is_finished(p)]
     if not points:
         return []
     started = time.monotonic()

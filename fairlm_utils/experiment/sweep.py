@@ -171,7 +171,7 @@ def _run(values: dict[str, Any], retries: int, workers: _Workers) -> Outcome:
             raise files.RunError(f"{log}: is a link to {log.readlink()}; remove it: nothing is written through links")
         # not the run's own lock, which its process takes
         with files.locked(files.within(p.runs_dir, p.experiment, p.run_id(), ".sweep")):
-            if is_finished(p):
+            if identity.is_finished(p):
                 return Outcome(p.run_id(), "reused")
             for _ in range(retries + 1):
                 if not (error := workers.make(values)):
@@ -179,11 +179,6 @@ def _run(values: dict[str, Any], retries: int, workers: _Workers) -> Outcome:
             return Outcome(p.run_id(), "failed", str(log), error)
     except files.RunError as error:
         return Outcome(p.run_id(), "failed", error=str(error))
-
-
-def is_finished(p: EvaluationParams) -> bool:
-    """Whether the run of `p` is trained and evaluated."""
-    return (identity.run_dir(p) / "tables" / "totals.csv").exists()
 
 
 def default_workers(points: Sequence[EvaluationParams]) -> int:
@@ -215,8 +210,8 @@ def sweep(
             with own_process() as process:
                 texts = process.submit(texts_now, points).result()
         identity.check_texts(folder, texts)
-    todo = [p for p in points if not is_finished(p)]
-    outcomes = [Outcome(p.run_id(), "reused") for p in points if is_finished(p)]
+    todo = [p for p in points if not identity.is_finished(p)]
+    outcomes = [Outcome(p.run_id(), "reused") for p in points if identity.is_finished(p)]
     if not todo:
         return outcomes
     if ray_address:
@@ -322,7 +317,7 @@ def _outcome(future: Future, p: EvaluationParams) -> Outcome:
     except Exception as error:  # of Ray: nodes lost once too often, or no project on a node
         said = str(error).strip().splitlines() or [type(error).__name__]
         return Outcome(p.run_id(), "failed", error=said[-1])
-    if outcome.status == "finished" and not is_finished(p):
+    if outcome.status == "finished" and not identity.is_finished(p):
         unseen = f"it finished on a node, but {identity.run_dir(p)} is not seen here; "
         advice = "set runs_dir to a folder that all machines share"
         return Outcome(p.run_id(), "failed", outcome.log, unseen + advice)

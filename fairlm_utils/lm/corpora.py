@@ -55,7 +55,13 @@ _SPLITS = {
 }
 _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d+)?\s*|")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+#: Byte-order marks; UTF-32's little-endian one begins like UTF-16's and comes before it.
+_MARKS = {
+    **{b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32"},
+    **{b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"},
+}
+#: Bytes that no text of UTF-8 has many of, and UTF-16 or UTF-32 of most scripts has.
+_CONTROLS = bytes({*range(9), *range(14, 32)})
 #: No text expands more than this many times when it is unpacked; smaller than this many bytes, a file may.
 MAX_EXPANSION, MIN_BOMB_BYTES = 100, 2**29
 
@@ -554,13 +560,13 @@ def _bounded(file: Path, pieces: Iterable[Any], n_bytes: Callable[[Any], int]) -
 
 
 def _text_stream(file: Path, newline: str | None) -> TextIO:
-    """The characters of a file of UTF-8, or of UTF-16 that says so by a byte-order mark, which is left out."""
+    """The characters of a file of UTF-8, or of UTF-16 or UTF-32 that says so by a byte-order mark, which is left out."""
     opened = _OPEN.get(file.suffix.casefold(), open)
     with opened(file, "rb") as stream:
         start = stream.read(1000)
         for _ in _bounded(file, iter(lambda: stream.read(2**20), b""), len) if opened is not open else ():
             pass
     encoding = next((e for mark, e in _MARKS.items() if start.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and start.count(0) > len(start) // 4:
-        raise UnicodeError("it looks like UTF-16 without a byte-order mark")
+    if encoding == "utf-8" and len(start.translate(None, _CONTROLS)) < 3 * len(start) / 4:
+        raise UnicodeError("it looks like UTF-16 or UTF-32 without a byte-order mark")
     return opened(file, "rt", encoding=encoding, newline=newline)
