@@ -97,7 +97,6 @@ def reproduce(
     """
     values = params.read(file, overrides)
     points = params.expand(values, str(file))
-    _check_comparable(values, points, file)
     folder = Path(points[0].runs_dir) / points[0].experiment
     if save_results:
         files.check_writable(Path(save_results) / "experiment.json")
@@ -107,6 +106,7 @@ def reproduce(
         identity.check_experiment(points)
         texts = pool.submit(texts_now, points).result()
     identity.check_texts(folder, texts)
+    _check_comparable(values, points, file)
     files.check_writable(folder / "01_tokenization.ipynb")
     outcomes = sweep(points, n_workers, retries, texts=texts)
     report_outcomes(outcomes)
