@@ -165,9 +165,10 @@ def test_the_setting_whose_tables_are_kept_is_the_best_of_those_run_at_every_wei
 
 def test_what_is_said_of_remedies_is_what_their_table_says():
     regime = load_results(ROOT / "results" / "remedies-regime")
-    judged = tradeoffs.judge_remedies(tradeoffs.remedy_numbers(regime))
+    numbers = tradeoffs.remedy_numbers(regime)
+    judged = tradeoffs.judge_remedies(numbers)
     text = " ".join(README.split())
-    *_, at_other_rates = tradeoffs.say_other_rates(regime)[0].split("; at ")
+    *_, at_other_rates = tradeoffs.say_other_rates(regime, numbers)[0].split("; at ")
     rate, changed = at_other_rates.split(" ", 1)
     assert tradeoffs.say_best(judged)[1] in text and f"At rate {rate} it does: {changed}." in text
     assert (

@@ -35,7 +35,10 @@ def test_the_rate_that_is_best_without_decay_is_what_is_said_and_every_rate_is_s
     kept = summary._kept(raw)
     assert set(kept.words["variant"]) == {"own", "theirs"} and summary._kept(kept) is kept
     said = summary._answer(kept)
-    assert said[0].startswith("rare words, of a count of 1–2, pay") and "learning rate 0.1, the smallest of 2 tried, 3.000 ±" in said[-1]
+    assert (
+        said[0].startswith("rare words, of a count of 1–2, pay")
+        and "learning rate 0.1, the smallest of 2 tried, 3.000 ±" in said[-1]
+    )
     shown = summary._by_rate(raw).set_index("variant")
     assert shown["kept"].to_dict() == {
         "own, lr 0.1": "yes",

@@ -346,12 +346,15 @@ def test_the_help_of_every_command_is_ascii():
     assert 0 < done.stdout.count("Usage: fairlm ") == int(done.stdout.split()[-1])
 
 
+def for_training(p):
+    """The parameters of notebook 02 for the run of `p`, which knows none of the evaluation."""
+    return TrainingParams.check({k: v for k, v in p.model_dump().items() if k in TrainingParams.model_fields})
+
+
 def test_a_run_is_evaluated_again_where_its_evaluation_was_another(miniature, capsys):
     """Trained by 02, which knows no parameters of the evaluation, then evaluated in three ways."""
     p = miniature(experiment="again", max_evaluated_train_blocks=1)
-    directory = runs.train(
-        TrainingParams.check({k: v for k, v in p.model_dump().items() if k in TrainingParams.model_fields})
-    )
+    directory = runs.train(for_training(p))
     runs.evaluate(p)
     n_one = pd.read_csv(directory / "tables" / "totals.csv").query("split == 'training'")["n_tokens"].item()
     whole = p.model_copy(update={"max_evaluated_train_blocks": 0, "by_word": True})
@@ -371,7 +374,7 @@ def test_runs_of_one_evaluation_are_read_together_however_they_began(miniature):
     first = miniature(experiment="both", weight_decay=0.0)
     second = miniature(experiment="both", weight_decay=1.0, eval_batch_size=3)
     runs.evaluate(first)
-    runs.train(TrainingParams.check({k: v for k, v in second.model_dump().items() if k in TrainingParams.model_fields}))
+    runs.train(for_training(second))
     runs.evaluate(second)
     results = load_results(Path(first.runs_dir) / "both")
     assert sorted(results.totals["weight_decay"].unique()) == [0.0, 1.0]

@@ -143,7 +143,7 @@ def test_what_remedies_are_judged_on_comes_from_the_tables():
 
 def test_what_plain_decay_changes_at_another_rate_is_measured_from_no_decay():
     regime = load_results(files.PROJECT / "results" / "remedies-regime")
-    (said,) = tradeoffs.say_other_rates(regime)
+    (said,) = tradeoffs.say_other_rates(regime, tradeoffs.remedy_numbers(regime))
     low = regime.classes.query("frequency_class == 'low' and split == 'held-out'").pivot(
         index="seed", columns="variant", values="loss"
     )
@@ -153,7 +153,8 @@ def test_what_plain_decay_changes_at_another_rate_is_measured_from_no_decay():
         and f"low-frequency types {change:+.3f} nats" in said.split("at 0.008")[1]
     )
     assert said.count("low-frequency") == 2  # the two that change λ with the rate are other variants
-    assert tradeoffs.say_other_rates(load_results(files.PROJECT / "results" / "remedies-onepass")) == []
+    onepass = load_results(files.PROJECT / "results" / "remedies-onepass")
+    assert tradeoffs.say_other_rates(onepass, tradeoffs.remedy_numbers(onepass)) == []
 
 
 def test_kinds_of_remedies_are_what_differs_from_plain_decay():

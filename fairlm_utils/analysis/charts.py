@@ -251,8 +251,7 @@ def regime_map(cells: pd.DataFrame, value: str, panel: str, title: str, subtitle
     drawn["said"] = drawn[value].map("{:+.2f}".format).where(known, "not run")
     drawn["chosen"] = drawn["weight_decay"].map("λ = {:g}".format).where(known, "")
     drawn["useful"] = drawn["useful"].eq(True)
-    most = drawn.loc[drawn["useful"] & drawn[value].ne(0), value].abs().max()
-    most = 1.0 if np.isnan(most) else float(most)
+    most = float(np.nan_to_num(drawn.loc[drawn["useful"], value].abs().max())) or 1.0  # none is useful, or all are 0
     base = alt.Chart(drawn).encode(
         x=alt.X("epochs:O", title="epochs", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("targets:O", title="targets in the text", sort=sizes[::-1]),

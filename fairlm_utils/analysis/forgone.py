@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fairlm_utils.analysis import comparisons, scale
+from fairlm_utils.analysis import comparisons, scale, sentences
 from fairlm_utils.analysis.results import Results, read_csv
 
 #: Columns of the table before those of the bins, losses in nats: `low` and `high` are means over types of each class.
 COLUMNS = ("model", "variant", "weight_decay", "seed", "split", "unigram", "average", "balanced", "low", "high")
 #: A model of use lies below the unigram by this on held-out text, in nats: less is noise of what frequency alone predicts.
 USEFUL = 0.3
+_NO_MODEL = "No model is of use on this map"
+#: What `forgone` says of the change of a group's loss: mean and interval.
+_CHANGE = ["change", "change_low", "change_high"]
 
 
 def table(results: Results) -> pd.DataFrame:
@@ -123,7 +126,7 @@ def rare_on_map(seeds: pd.DataFrame, confidence: float = 0.95) -> tuple[pd.DataF
     cells = forgone(of_map(seeds), confidence).query("group == 'low'")
     cells = cells.join(size_and_epochs(cells["cell"])).assign(text=cells["split"] + " text").sort_values("split")
     most = cells[cells["useful"]].groupby("split")["forgone"].max()
-    title = "No model is of use on this map"
+    title = _NO_MODEL
     if len(most):
         title = f"Rare types forgo at most {most['held-out']:.2f} nats of held-out loss, and {most['training']:.2f} of training loss"
     said = (
@@ -137,7 +140,7 @@ def gains_on_map(together: pd.DataFrame, confidence: float = 0.95) -> tuple[pd.D
     cells = forgone(of_map(together), confidence).query("split == 'held-out' and group in ['low', 'high']")
     cells = cells.join(size_and_epochs(cells["cell"])).assign(types=cells["group"] + "-frequency types")
     mean = cells[cells["useful"]].groupby("group")["change"].mean()
-    title = "No model is of use on this map"
+    title = _NO_MODEL
     if len(mean):
         title = f"Decay changes the held-out loss of rare types by {mean['low']:+.2f} nats, of frequent ones by {mean['high']:+.2f}"
     said = (
@@ -314,7 +317,7 @@ def say_width(seeds: pd.DataFrame, confidence: float = 0.95) -> str:
         f"per doubling [{row['slope_low']:+.3f}, {row['slope_high']:+.3f}]; at OpenELM-270M's width of {PAPER_WIDTH:,} the "
         f"line says {row['predicted']:+.2f} [{row['predicted_low']:+.2f}, {row['predicted_high']:+.2f}], {beyond:.1f} doublings "
         f"beyond what was run. Without decay the wider models lose{worse} on average ({', '.join(f'{b:.3f}' for b in bases)} "
-        "nats), at the best of two rates where the narrow one had five: part of this may be their rate."
+        "nats), each at the best rate tried for it: part of this may be their rates."
     )
 
 
@@ -325,8 +328,7 @@ def say_others(seeds: pd.DataFrame, confidence: float = 0.95) -> list[str]:
     for model, own in forgone(others, confidence).groupby("model", sort=False):
         low, high = (own.set_index("group").loc[group] for group in ("low", "high"))
         said.append(
-            f"{model}, λ = {low['weight_decay']:g}: the held-out loss of low-frequency types changes by {low['change']:+.3f} nats "
-            f"[{low['change_low']:+.3f}, {low['change_high']:+.3f}], that of high-frequency ones by {high['change']:+.3f} "
-            f"[{high['change_low']:+.3f}, {high['change_high']:+.3f}]"
+            f"{model}, λ = {low['weight_decay']:g}: the held-out loss of low-frequency types changes by "
+            f"{sentences.interval(*low[_CHANGE], unit=' nats')}, that of high-frequency ones by {sentences.interval(*high[_CHANGE])}"
         )
     return said

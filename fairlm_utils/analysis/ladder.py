@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from fairlm_utils import params
-from fairlm_utils.analysis import metrics, scale
+from fairlm_utils.analysis import metrics, scale, sentences
 from fairlm_utils.analysis.claims import PAPER_FLOOR, PAPER_TABLE_1, paper_ratio
 from fairlm_utils.analysis.results import Results, load_results
 from fairlm_utils.files import PROJECT, RunError
@@ -467,5 +467,4 @@ def _say_paper_side(table: pd.DataFrame) -> str:
 
 
 def _bracket(value: float, low: float, high: float, form: str = "{:.2f}") -> str:
-    interval = "(1 seed)" if low != low else f"[{form.format(low)}, {form.format(high)}]"
-    return f"{form.format(value)} {interval}"
+    return sentences.interval(value, low, high, form=form)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fairlm_utils import params
-from fairlm_utils.analysis import comparisons, metrics
+from fairlm_utils.analysis import comparisons, metrics, sentences
 from fairlm_utils.frequency import SPLITS
 
 #: The columns of `by_side`, as sentences call them.
@@ -80,8 +80,10 @@ def verdict(table: pd.DataFrame, confidence: float = 0.95) -> list[str]:
     means = comparisons.mean_interval(pd.concat(differences), "difference", confidence)
     sure = comparisons.holm(means["p_value"]) < 1 - confidence
     word = np.select([sure & (means["mean"] > 0), sure], ["more than", "less than"], "not reliably more or less than")
-    by = [f"{m:+.3f} [{low:+.3f}, {high:+.3f}]" for m, low, high in means[["mean", "low", "high"]].to_numpy()]
-    said = means.assign(word=word, by=by).set_index(["variant", "split"])[["word", "by"]].to_dict("index")
+    by = [sentences.interval(*row) for row in means[["mean", "low", "high"]].to_numpy()]
+    reliable = np.where(sure, "(reliable)", "(not reliable)")
+    columns = {"word": word, "by": by, "reliable": reliable}
+    said = means.assign(**columns).set_index(["variant", "split"])[list(columns)].to_dict("index")
     head = [
         f"on {s} text decay costs small languages {said[first, s]['word']} the large one: {said[first, s]['by']} bits per byte"
         for s in SPLITS
@@ -89,7 +91,7 @@ def verdict(table: pd.DataFrame, confidence: float = 0.95) -> list[str]:
     lines = [f"{'; '.join(head)} ({first} mixture, λ = {used[first]:g})", *_by_mixture(table, said, [first, *others])]
 
     def sampling(name: str, split: str) -> str:
-        return f"{said[name, split]['by']} ({'' if said[name, split]['word'] in ('more than', 'less than') else 'not '}reliable)"
+        return "{by} {reliable}".format_map(said[name, split])
 
     if others:
         for name in (EACH, _alike(used[first])):
@@ -99,8 +101,8 @@ def verdict(table: pd.DataFrame, confidence: float = 0.95) -> list[str]:
             )
         parts = [f"{which} {sampling(side, SPLITS[1])}" for side, which in SIDES.items()]
         lines.append(f"temperature sampling changes the held-out loss, each at the λ chosen: {'; '.join(parts)}")
-    reliable = f"reliable is a Holm-corrected p below {1 - confidence:.2g} over the {len(means)} differences above"
-    return [*lines, f"{reliable}, {int(means['n_seeds'].min())} seeds each"]
+    rule = f"reliable is a Holm-corrected p below {1 - confidence:.2g} over the {len(means)} differences above"
+    return [*lines, f"{rule}, {int(means['n_seeds'].min())} seeds each"]
 
 
 def _alike(weight_decay: float) -> str:

@@ -313,17 +313,17 @@ def t_half_width(sd: Any, n: Any, confidence: float) -> Any:
     return stats.t.ppf((1 + confidence) / 2, np.maximum(n - 1, 1)) * sd / np.sqrt(n)
 
 
-def changes(frame: pd.DataFrame, value: str, base: float = 0.0) -> pd.DataFrame:
-    """Change of `value` from weight decay `base`, paired by seed: adds `difference` and `ratio` to the other rows.
+def changes(frame: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Change of `value` from λ = 0, paired by seed: adds `difference` and `ratio` to the other rows.
 
-    Raises ValueError if a row has no partner of the same seed at `base`.
+    Raises ValueError if a row has no partner of the same seed at λ = 0.
     """
     keys = [key for key in KEYS if key in frame.columns and key != "weight_decay"]
-    paired = frame[frame["weight_decay"] != base].merge(
-        frame.loc[frame["weight_decay"] == base, [*keys, value]], on=keys, how="left", suffixes=("", "_base")
+    paired = frame[frame["weight_decay"] != 0].merge(
+        frame.loc[frame["weight_decay"] == 0, [*keys, value]], on=keys, how="left", suffixes=("", "_base")
     )
     if paired[f"{value}_base"].isna().any() and not frame[value].isna().any():
-        raise ValueError(f"some runs have no partner of the same seed at weight decay {base:g}; train it too")
+        raise ValueError("some runs have no partner of the same seed at weight decay 0; train it too")
     return paired.assign(
         difference=paired[value] - paired[f"{value}_base"], ratio=paired[value] / paired[f"{value}_base"]
     )

@@ -158,23 +158,22 @@ def token_changes(directories: Sequence[Path]) -> pd.DataFrame | None:
     if largest == 0 or min(p["weight_decay"] for _, p in known) > 0 or any(p.get("variant") for _, p in known):
         return None
     of = {w: [d for d, p in known if p["weight_decay"] == w] for w in (0.0, largest)}
-    table = pd.read_parquet(
-        of[largest][0] / "tokens_training.parquet", columns=["token_id", "token", "kind", "n_train"]
-    )
+    table = read_token_table(of[largest][0], "training", ["token_id", "token", "kind", "n_train"])
     for split in SPLITS:
-        paths = ([d / f"tokens_{split}.parquet" for d in runs] for runs in of.values())
-        zero, most = (np.mean([pd.read_parquet(p, columns=["loss"])["loss"] for p in own], axis=0) for own in paths)
+        zero, most = (
+            np.mean([read_token_table(d, split, ["loss"])["loss"] for d in own], axis=0) for own in of.values()
+        )
         table[f"loss_{split}"], table[f"change_{split}"] = zero.round(4), (most - zero).round(4)
     table["weight_decay"] = largest
     return table[table["n_train"] > 0].reset_index(drop=True)
 
 
-def read_token_table(directory: str | Path, split: str) -> pd.DataFrame:
-    """The per-token table of a run on a split, "training" or "held-out"."""
+def read_token_table(directory: str | Path, split: str, columns: list[str] | None = None) -> pd.DataFrame:
+    """The per-token table of a run on a split, "training" or "held-out", or some of its columns."""
     path = Path(directory) / f"tokens_{split}.parquet"
     files.check_seal(directory, path.name)
     try:
-        return pd.read_parquet(path)
+        return pd.read_parquet(path, columns=columns)
     except (OSError, ValueError) as error:
         raise files.RunError(
             f"{path}: cannot be read ({error}); remove the run's folder and evaluate it again"

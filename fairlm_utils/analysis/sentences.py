@@ -37,6 +37,16 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:] if text[:1].isascii() else text
 
 
+def interval(mean: float, low: float, high: float, *, unit: str = "", form: str = "{:+.3f}") -> str:
+    """A mean with its interval in brackets, or "(1 seed)" where one seed has none; the unit stands after the mean.
+
+    >>> interval(0.5, 0.25, 0.75, unit=" nats")
+    '+0.500 nats [+0.250, +0.750]'
+    """
+    bounds = "(1 seed)" if np.isnan(low) else f"[{form.format(low)}, {form.format(high)}]"
+    return f"{form.format(mean)}{unit} {bounds}"
+
+
 def _sign(values: pd.Series) -> int:
     mean, low, high = scale.mean_and_interval(values)
     return 0 if low <= 0 <= high else int(np.sign(mean))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from fairlm_utils.analysis.comparisons import holm, mean_interval, with_intervals
 from fairlm_utils.analysis.results import Results
+from fairlm_utils.analysis.sentences import interval
 
 
 def compare(results: Results, confidence: float = 0.95) -> pd.DataFrame:
@@ -118,7 +119,7 @@ def _rare_changes(rare: pd.DataFrame) -> str:
 
 
 def _change(row: pd.Series) -> str:
-    return f"{row['change']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return interval(*row[["change", "low", "high"]])
 
 
 def _level(row: pd.Series, token: pd.Series) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 from fairlm_utils.analysis import metrics
 from fairlm_utils.analysis.comparisons import holm, mean_interval, with_intervals
 from fairlm_utils.analysis.results import Results
+from fairlm_utils.analysis.sentences import interval
 
 #: Variants of an experiment on remedies that the others are measured from.
 NO_DECAY, PLAIN_DECAY = "no decay", "plain decay"
@@ -96,9 +97,7 @@ def judge_remedies(numbers: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
     """
     if not {NO_DECAY, PLAIN_DECAY} <= set(numbers["variant"]):
         raise ValueError(f"remedies are measured from the variants {NO_DECAY!r} and {PLAIN_DECAY!r}; add them")
-    table = numbers.set_index(["variant", "seed"])
-    changes = table.sub(table.loc[PLAIN_DECAY], level="seed").reset_index()
-    of = {m: mean_interval(changes, m, confidence).set_index("variant") for m in MEASURES if m in table}
+    of = _changes_from(PLAIN_DECAY, numbers, confidence)
     low, average = of["heldout_low_frequency"], of["heldout_average"]
     p_holm, p_average = (holm(t["p_value"].drop(PLAIN_DECAY)).reindex(low.index) for t in (low, average))
     not_worse = ~(average["low"] > 0)
@@ -107,6 +106,13 @@ def judge_remedies(numbers: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
     judged = {"recommended": low.index == best, "not_worse": not_worse, "p_holm": p_holm, "p_holm_average": p_average}
     judged |= {"n_seeds": low["n_seeds"], **with_intervals(of)}
     return pd.DataFrame(judged, index=low.index).sort_values("heldout_low_frequency", kind="stable").reset_index()
+
+
+def _changes_from(reference: str, numbers: pd.DataFrame, confidence: float) -> dict[str, pd.DataFrame]:
+    """`mean_interval` by variant of the change of every measure of `numbers` from a variant, paired by seed."""
+    table = numbers.set_index(["variant", "seed"])
+    changes = table.sub(table.loc[reference], level="seed").reset_index()
+    return {m: mean_interval(changes, m, confidence).set_index("variant") for m in MEASURES if m in table}
 
 
 def say_remedies(judged: pd.DataFrame) -> str:
@@ -142,30 +148,27 @@ def say_remedies(judged: pd.DataFrame) -> str:
     return f"no remedy is needed here: plain decay {verb} the held-out loss of low-frequency types {without}, {rest}"
 
 
-def say_other_rates(results: Results, confidence: float = 0.95) -> list[str]:
+def say_other_rates(results: Results, numbers: pd.DataFrame, confidence: float = 0.95) -> list[str]:
     """What plain decay changes from no decay at the other learning rates tried, on which the rule's first condition rests.
 
-    One sentence, or none where no variant differs from plain decay in its learning rate alone.
+    `numbers` are those of `remedy_numbers`. One sentence, or none where no variant differs from plain decay in its learning
+    rate alone.
     """
     decays = results.totals.groupby("variant")["weight_decay"].first()
     named = {v: {**own, "weight_decay": decays[v]} for v, own in results.params["variants"].items()}
     plain = named[PLAIN_DECAY]
-    rates = {v: own["learning_rate"] for v, own in named.items() if _changed(own, plain) == {"learning_rate"}}
-    table = remedy_numbers(results).set_index(["variant", "seed"])
-    changes = table.sub(table.loc[NO_DECAY], level="seed").reset_index()
-    of = {m: mean_interval(changes, m, confidence) for m in ("heldout_average", "heldout_low_frequency")}
-    rows = pd.DataFrame(with_intervals({m: t.set_index("variant") for m, t in of.items()})).to_dict("index")
+    rates = {own["learning_rate"]: v for v, own in named.items() if _changed(own, plain) == {"learning_rate"}}
+    if not rates:
+        return []
+    of = _changes_from(NO_DECAY, numbers, confidence)
+    rows = pd.DataFrame(with_intervals(of)).to_dict("index")
     said = [
         f"at {rate:g} {_by(rows[v], 'heldout_average')}, low-frequency types {_by(rows[v], 'heldout_low_frequency')}"
-        for v, rate in sorted(rates.items(), key=lambda item: item[1])
+        for rate, v in sorted(rates.items())
     ]
-    return (
-        [
-            f"At other rates than {plain['learning_rate']:g} plain decay changes the held-out average by: {'; '.join(said)}"
-        ]
-        if said
-        else []
-    )
+    return [
+        f"At other rates than {plain['learning_rate']:g} plain decay changes the held-out average by: {'; '.join(said)}"
+    ]
 
 
 def say_best(judged: pd.DataFrame) -> list[str]:
@@ -201,7 +204,7 @@ def say_counts(judged: pd.DataFrame, confidence: float = 0.95) -> str:
 def _by(row: Mapping[str, Any], measure: str, sign: int = 1) -> str:
     """A change with its interval; with sign −1 that from this variant to plain decay."""
     low, high = sorted((sign * row[f"{measure}_low"], sign * row[f"{measure}_high"]))
-    return f"{sign * row[measure]:+.3f}{'' if measure == 'heldout_ece' else ' nats'} [{low:+.3f}, {high:+.3f}]"
+    return interval(sign * row[measure], low, high, unit="" if measure == "heldout_ece" else " nats")
 
 
 def kind_of_remedy(own: Mapping[str, Any], plain: Mapping[str, Any]) -> str:

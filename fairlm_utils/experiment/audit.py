@@ -53,6 +53,7 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
     except ValueError as error:
         raise files.RunError(f"{name}: {error}") from error
     vocab_size, bos = n_rows(model), adds_bos(tokenizer, p.bos)
+    bos_ends = tokenizer.bos_token_id == tokenizer.eos_token_id  # given where a document begins, a target where it ends
     print(f"bos {p.bos}: {say_bos(tokenizer, bos)}")
     ids, starts = encode(tokenizer, corpus.heldout, bos)
     check_ids(ids, vocab_size, tokenizer, name)
@@ -62,9 +63,7 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
         train, first = encode(tokenizer, corpus.train, bos)
         check_ids(train, vocab_size, tokenizer, name)
         counts = token_counts(train, vocab_size)
-        if (
-            bos and tokenizer.bos_token_id == tokenizer.eos_token_id
-        ):  # given at a document's beginning, a target at its end
+        if bos and bos_ends:
             counts[tokenizer.bos_token_id] -= len(first)
     data = training.Blocks(*blocks(ids, starts, p.context, packing=True, max_blocks=p.max_heldout_blocks, bos=bos))
     batches: list[np.ndarray] = []
@@ -81,8 +80,7 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
     norms = embedding_norms(model)
     table = token_table(predictions.by_type, counts, tokenizer)
     table = table[table["token_id"].isin(tokenizer.get_vocab().values())]  # not ids that are no token
-    is_given = bos and tokenizer.bos_token_id != tokenizer.eos_token_id
-    given = (table["token_id"] == tokenizer.bos_token_id) & is_given  # counted, but nobody's target
+    given = (table["token_id"] == tokenizer.bos_token_id) & bos & (not bos_ends)  # counted, but nobody's target
     table = table.assign(
         unigram=frequency.unigram_loss(table["n_train"].where(~given, 0)),
         **{k: v[table["token_id"]] for k, v in norms.items()},

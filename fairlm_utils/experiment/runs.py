@@ -162,9 +162,8 @@ def evaluate(p: EvaluationParams) -> Path:
     if not identity.is_finished(p):  # a finished run may lie on a disk that cannot be written
         with files.locked(directory):
             if not identity.is_finished(p):
-                if (finished := directory / "tables" / "totals.csv").exists():
+                if (directory / "tables" / "totals.csv").exists():
                     print(f"{directory} was evaluated with other parameters: evaluating it again")
-                    finished.unlink()
                 with processes.threads(p.n_threads):
                     _evaluate(p, directory)
     return directory
@@ -194,6 +193,7 @@ def write_predictions(
 
     `losses` [blocks, context] by split, as `token_sums` gives them, are there if the run `needs_losses`.
     """
+    shutil.rmtree(directory / "tables", ignore_errors=True)  # of another evaluation, or of one that was interrupted
     identity.record_evaluation(directory, p)
     vocab_size, percentile = len(predictions["training"].by_type), p.low_frequency_percentile
     train = training.train_blocks(p, corpus)
@@ -222,8 +222,6 @@ def write_predictions(
     frames["counts"] = frequency.count_histogram(table["n_train"]).assign(**variant)
     for name in of_split["training"]:
         frames[name] = pd.concat([tables[name].assign(**key, split=split) for split, tables in of_split.items()])
-    if not p.by_word:
-        (directory / "tables" / "words.csv").unlink(missing_ok=True)  # of an evaluation that had it
     for name, frame in frames.items():  # totals last: it marks the evaluation as finished
         columns = [c for c in metrics.KEYS if c in frame] + [c for c in frame if c not in metrics.KEYS]
         files.write_table(directory / "tables" / f"{name}.csv", frame[columns])

@@ -13,7 +13,17 @@ import pandas as pd
 from tabulate import tabulate
 
 from fairlm_utils import files
-from fairlm_utils.analysis import charts, claims, comparisons, languages, metrics, theme, tokenizers, tradeoffs
+from fairlm_utils.analysis import (
+    charts,
+    claims,
+    comparisons,
+    languages,
+    metrics,
+    sentences,
+    theme,
+    tokenizers,
+    tradeoffs,
+)
 from fairlm_utils.analysis.results import Results, write_results
 from fairlm_utils.experiment import cost
 from fairlm_utils.experiment.report import write_report
@@ -58,7 +68,7 @@ def _by_rate(results: Results) -> pd.DataFrame:
         found = tokenizers.compare(results).query("unit == 'word' and split == 'held-out'")
         found = found[found["bin"].isin(found["bin"].unique()[:3])].rename(columns={"change": "mean", "compared": "λ"})
         found["what"] = "words, count " + found["bin"]
-    found["change"] = [f"{r.mean:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in found.itertuples()]
+    found["change"] = [sentences.interval(r.mean, r.low, r.high) for r in found.itertuples()]
     wide = found.pivot(index=["variant", "λ"], columns="what", values="change").reset_index("λ")
     rates = comparisons.rates(results).set_index("variant")
     at_zero = rates.apply(comparisons.at_zero, axis=1)
@@ -194,7 +204,7 @@ def _narrow(table: pd.DataFrame) -> pd.DataFrame:
     table = _without_common(table)
     for name in [c.removesuffix("_low") for c in table if str(c).endswith("_low") and c.removesuffix("_low") in table]:
         bounds = table[[name, f"{name}_low", f"{name}_high"]]
-        table[name] = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in bounds.itertuples(index=False)]
+        table[name] = [sentences.interval(*row) for row in bounds.itertuples(index=False)]
         table = table.drop(columns=bounds.columns[1:])
     return table
 

@@ -210,8 +210,9 @@ def sweep(
             with own_process() as process:
                 texts = process.submit(texts_now, points).result()
         identity.check_texts(folder, texts)
-    todo = [p for p in points if not identity.is_finished(p)]
-    outcomes = [Outcome(p.run_id(), "reused") for p in points if identity.is_finished(p)]
+    finished = [identity.is_finished(p) for p in points]
+    todo = [p for p, done in zip(points, finished, strict=True) if not done]
+    outcomes = [Outcome(p.run_id(), "reused") for p, done in zip(points, finished, strict=True) if done]
     if not todo:
         return outcomes
     if ray_address:

@@ -239,10 +239,8 @@ class TokenFrequencyCallback(TrainerCallback):
         if not self.fixed:  # n_v up to now, the open window included
             counts = counts + self.training.read(over_processes=True)[:, 0].astype(np.int64)
         added = loss_by_frequency(values, counts)
-        if (
-            f"{metric_key_prefix}_loss" in output.metrics
-            and (best := self.trainer.args.metric_for_best_model) is not None
-        ):
+        best = self.trainer.args.metric_for_best_model
+        if best is not None and f"{metric_key_prefix}_loss" in output.metrics:
             name = f"eval_{best.removeprefix('eval_')}".removeprefix(f"{metric_key_prefix}_")
             if name == _BALANCED or name in map(_name, range(-1, 40)):
                 added.setdefault(name, float("nan"))  # no type of the bin in this pass: not the best, and no KeyError

@@ -88,13 +88,7 @@ def model_config(name: str, vocab_size: int, context: int) -> PreTrainedConfig:
 
 #: Architectures whose positions are counted from the id of the padding token on, RoBERTa's and its kin.
 _POSITIONS_AFTER_PADDING = {
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "camembert",
-    "data2vec-text",
-    "xmod",
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "xmod"),
 }
 
 
@@ -317,11 +311,10 @@ def probe_ids(model: PreTrainedModel) -> torch.Tensor:
 
 def forward(model: PreTrainedModel, **given: Any) -> dict[str, Any]:
     """The outputs of a forward pass by name; models of other people's need not know `use_cache` or `return_dict`."""
-    takes = inspect.signature(model.forward).parameters.values()
+    takes = inspect.signature(model.forward).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     options = {"use_cache": False, "return_dict": True}
-    if all(p.kind is not p.VAR_KEYWORD for p in takes):
-        options = {name: value for name, value in options.items() if name in {p.name for p in takes}}
-    return model(**given, **options)
+    return model(**given, **{name: value for name, value in options.items() if takes_all or name in takes})
 
 
 @torch.no_grad()

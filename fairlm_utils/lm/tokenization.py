@@ -299,12 +299,12 @@ def say_bos(tokenizer: PreTrainedTokenizerBase, bos: bool) -> str:
     front, plain = (tokenizer("text", add_special_tokens=own)["input_ids"] for own in (True, False))
     begins = next((i for i in range(len(front)) if front[i : i + len(plain)] == plain), 0)
     left = tokenizer.convert_ids_to_tokens([i for i in front[:begins] if i != tokenizer.bos_token_id])
-    rest = (
-        f"; left out is {' '.join(left)}, with which the tokenizer begins a text and which is not its bos_token"
-        if left
-        else ""
+    said = f"documents begin with {tokenizer.bos_token if bos else 'no BOS token'}"
+    if not left:
+        return said
+    return (
+        f"{said}; left out is {' '.join(left)}, with which the tokenizer begins a text and which is not its bos_token"
     )
-    return f"documents begin with {tokenizer.bos_token if bos else 'no BOS token'}{rest}"
 
 
 def as_text(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
