@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ REALLOCATION, ADDED_BY_COUNT, ADDED_ALIKE = "re-allocation", "added loss by coun
 HELP, UNDECIDED = "lower loss", "undecided"
 #: The panel whose losses the paper printed, and the factor that an interval spans at most if it says something.
 _PUBLISHED, _WIDE = "openelm-270m-imdb", 2.0
+_bracket = partial(sentences.interval, form="{:.2f}")
 
 
 def ratios(rungs: Mapping[str, Results], confidence: float = 0.95) -> pd.DataFrame:
@@ -305,7 +307,7 @@ def say_effects(table: pd.DataFrame, results: Results, weight_decay: float) -> s
 def say_eras(table: pd.DataFrame) -> str:
     """How much of what λ adds is left where gains of norms do not decay."""
     parts = [
-        f"{_bracket(r.left, r.left_low, r.left_high, '{:.0%}')} at λ = {r.weight_decay:g} ({r.all:.3f} → {r.matrices:.3f} nats)"
+        f"{_bracket(r.left, r.left_low, r.left_high, form='{:.0%}')} at λ = {r.weight_decay:g} ({r.all:.3f} → {r.matrices:.3f} nats)"
         for r in table.itertuples()
     ]
     return f"Of the balanced loss that λ adds where all parameters decay, today's Trainer leaves {' and '.join(parts)}."
@@ -314,7 +316,8 @@ def say_eras(table: pd.DataFrame) -> str:
 def say_moved(table: pd.DataFrame, variants: Mapping[str, Results]) -> str:
     """Each variant's slope and its change (`moved`), and the variants that have none."""
     parts = [
-        f"{r.rung} {r.slope:.2f}, {_bracket(r.moved, r.moved_low, r.moved_high, '{:+.2f}')}" for r in table.itertuples()
+        f"{r.rung} {r.slope:.2f}, {_bracket(r.moved, r.moved_low, r.moved_high, form='{:+.2f}')}"
+        for r in table.itertuples()
     ]
     said = f"{'; '.join(parts) or 'not known in any variant'} (and its change, paired by seed)."
     without = [f"{n} ({_excess(r)['excess_average']:.3f})" for n, r in variants.items() if n not in set(table["rung"])]
@@ -464,7 +467,3 @@ def _say_paper_side(table: pd.DataFrame) -> str:
     if (table["excess_average"] <= scale.MEMORISED).all():
         follows = "What λ does where a text is not memorised is not measured yet."
     return f"The paper's λ = 0 lies {above:.3f} nats above its floor, {side}; nearest to it here is {ours}. {follows}"
-
-
-def _bracket(value: float, low: float, high: float, form: str = "{:.2f}") -> str:
-    return sentences.interval(value, low, high, form=form)
