@@ -1,9 +1,13 @@
 """The map: rates and λ are chosen by the held-out average, and what a group forgoes by hand-made losses."""
 
+import runpy
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from fairlm_utils import files
 from fairlm_utils.analysis import charts, forgone
 from fairlm_utils.files import RunError
 
@@ -133,6 +137,34 @@ def test_the_line_through_widths_is_that_of_its_points(path):
     assert said.startswith(
         "deep, λ = 1: the held-out loss of low-frequency types changes by -0.100 nats [-0.100, -0.100]"
     )
+
+
+def test_gains_of_bins_are_those_of_the_setting_that_is_chosen_with_the_rate(path):
+    table = forgone.read(path)
+    bins = {"split": ["held-out", "training"], "bin": "1–2", "bin_low": 1, "n_types": 7}
+    of_runs = [pd.DataFrame({**bins, "variant": f"{cell}, lr 0.1", "loss": 8.0, "gain": 1.5}) for cell in CELLS]
+    unigrams = forgone.bin_unigrams(SimpleNamespace(bins=pd.concat(of_runs)))
+    assert unigrams[["n_types", "unigram"]].to_numpy().tolist() == [[7, 9.5]] * 2
+    found = forgone.gains(table, unigrams)
+    # rate 0.2 and λ = 1: averages 0.2 below the bases, the bin's losses 2 + 0.01 seeds - 0.1 above them
+    assert found["cell"].tolist() == list(CELLS) and found["average_gain"].tolist() == pytest.approx([0.3, 3.2])
+    assert found["weight_decay"].eq(1).all() and found["gain"].tolist() == pytest.approx([9.5 - 8.81, 9.5 - 5.91])
+
+
+def test_committed_gains_are_those_of_the_committed_map():
+    folder = files.PROJECT / "results" / "map"
+    committed, table = pd.read_csv(folder / "gains.csv"), forgone.read(folder / "map.csv")
+    assert set(committed["cell"]) == set(forgone.of_map(table)["cell"])
+    found = forgone.gains(table, committed[forgone.UNIGRAMS])
+    pd.testing.assert_frame_equal(found, committed, check_dtype=False, atol=1e-9)
+
+
+def test_rows_of_the_map_whose_runs_are_gone_stay(tmp_path):
+    renewed = runpy.run_path(str(files.PROJECT / "results" / "map" / "export.py"))["_renewed"]
+    pd.DataFrame({"variant": ["a", "b"], "seed": 0, "loss": [1.0, 2.0]}).to_csv(tmp_path / "map.csv", index=False)
+    run = pd.DataFrame({"variant": ["c", "a"], "seed": 0, "loss": [3.0, 4.0]})
+    found = renewed([tmp_path / "map.csv"], [run], ["variant", "seed"])
+    assert found["variant"].tolist() == ["a", "b", "c"] and found["loss"].tolist() == [4.0, 2.0, 3.0]
 
 
 def test_a_table_without_rates_is_refused(tmp_path, path):

@@ -18,6 +18,8 @@ COLUMNS = ("model", "variant", "weight_decay", "seed", "split", "unigram", "aver
 #: A model of use lies below the unigram by this on held-out text, in nats: less is noise of what frequency alone predicts.
 USEFUL = 0.3
 _NO_MODEL = "No model is of use on this map"
+#: Columns of `bin_unigrams`.
+UNIGRAMS = ["cell", "bin", "bin_low", "n_types", "unigram"]
 #: What `forgone` says of the change of a group's loss: mean and interval.
 _CHANGE = ["change", "change_low", "change_high"]
 
@@ -247,20 +249,33 @@ def _range(values: pd.Series) -> str:
     return f"{values.min():+.2f} to {values.max():+.2f}"
 
 
-def gains(results: Results, frame: pd.DataFrame) -> pd.DataFrame:
+def bin_unigrams(results: Results) -> pd.DataFrame:
+    """Held-out loss of the unigram by cell and bin, mean over the types of the bin (nats): columns UNIGRAMS."""
+    held = results.bins.query("split == 'held-out'")
+    held = held.assign(cell=comparisons.split_rate(held["variant"])["name"], unigram=held["gain"] + held["loss"])
+    return (
+        held.groupby(["cell", "bin", "bin_low"], sort=False)[["n_types", "unigram"]]
+        .mean()
+        .reset_index()[UNIGRAMS]
+        .round(4)
+    )
+
+
+def gains(frame: pd.DataFrame, unigrams: pd.DataFrame) -> pd.DataFrame:
     """Held-out gain over the unigram by bin, of the setting chosen in each cell with the rate, mean over seeds.
 
-    Columns cell, weight_decay, average_gain (over all tokens), bin, bin_low, n_types and gain (mean over the bin's types), nats.
+    `unigrams` is that of `bin_unigrams`. Columns cell, weight_decay, average_gain (over all tokens), bin, bin_low, n_types,
+    unigram (its loss) and gain (mean over the bin's types), nats.
     """
     chosen = of_map(choices(frame, jointly=True))
-    rate = chosen["learning_rate"].map("{:g}".format)
-    chosen = chosen.assign(variant=chosen["cell"] + ", lr " + rate, average_gain=chosen["unigram"] - chosen["average"])
-    kept = results.bins.query("split == 'held-out'").merge(
-        chosen[["cell", "variant", "weight_decay", "average_gain"]], on=["variant", "weight_decay"]
-    )
-    keys = ["cell", "weight_decay", "average_gain", "bin", "bin_low"]
-    table = kept.groupby(keys, sort=False)[["n_types", "gain"]].mean().reset_index()
-    return table.sort_values(["average_gain", "bin_low"], kind="stable", ignore_index=True).round(4)
+    chosen = chosen.assign(average_gain=chosen["unigram"] - chosen["average"]).drop(columns=["unigram", "average"])
+    setting = ["cell", "learning_rate", "weight_decay"]
+    losses = of_map(frame).query("split == 'held-out'").groupby(setting)[bins_of(frame)].mean()
+    losses = losses.rename_axis(columns="bin").stack().rename("loss").reset_index()
+    found = chosen.merge(losses, on=setting).merge(unigrams, on=["cell", "bin"], validate="one_to_one")
+    found = found.assign(gain=found["unigram"] - found["loss"]).sort_values(["average_gain", "bin_low"], kind="stable")
+    columns = ["cell", "weight_decay", "average_gain", *UNIGRAMS[1:], "gain"]
+    return found[columns].reset_index(drop=True).round(4)
 
 
 def say_place(table: pd.DataFrame, label: str, average_gain: float, share: float) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fairlm_utils import files
+from fairlm_utils import files, identity
 from fairlm_utils.analysis import charts, forgone, theme
-from fairlm_utils.analysis.results import TABLES, load_results, write_results
+from fairlm_utils.analysis.results import TABLES, Results, load_results, write_results
 
 FOLDER = files.PROJECT / "results" / "map"
 #: Experiments on the map, and the cell that all runs of an experiment without cells of its own are in.
@@ -22,30 +22,50 @@ BEST = "400k targets, 10 epochs, lr 0.004"
 BEGUN = "1.5M targets, 10 epochs, "
 
 
+#: What names a row of map.csv and begun.csv.
+KEY = ["model", "variant", "weight_decay", "seed", "split"]
+
+
 def export(runs_dir: Path) -> None:
-    """map.csv and begun.csv, one row per run and text; gains.csv, one per cell and bin; tables of the best setting; the picture."""
+    """map.csv and begun.csv, one row per run and text; gains.csv, one per cell and bin; tables of the best setting; the picture.
+
+    Runs take the place of their rows, and rows whose runs are gone stay: the map grows by a few runs at a time.
+    """
     files.enter_project()
-    results = {name: load_results(runs_dir / name) for name in EXPERIMENTS}
+    finished = [name for name in EXPERIMENTS if identity.finished_runs(runs_dir / name)]
+    results = {name: load_results(runs_dir / name) for name in finished}
+    if "map" in results and BEST in results["map"].totals["variant"].unique():
+        _write_best(results["map"])
     tables = [
         forgone.table(r).assign(variant=lambda t, cell=EXPERIMENTS[n]: cell + t["variant"]) for n, r in results.items()
     ]
-    own = results["map"].params["variants"][BEST]
-    kept = {t: getattr(results["map"], t).query("variant == @BEST").drop(columns="variant") for t in TABLES}
-    known = {**results["map"].params, **own}
-    known.pop("variants")
-    best = replace(results["map"], **kept, tokens=None, params=known)
-    write_results(best, FOLDER, "python results/map/export.py")
-    losses = pd.concat(tables, ignore_index=True)
+    losses = _renewed([FOLDER / "map.csv", FOLDER / "begun.csv"], tables, KEY)
     is_begun = losses["variant"].str.startswith(BEGUN)
     files.write_table(FOLDER / "begun.csv", losses[is_begun])
     files.write_table(FOLDER / "map.csv", losses[~is_begun])
-    files.write_table(FOLDER / "gains.csv", forgone.gains(results["map"], forgone.read(FOLDER / "map.csv")))
+    losses = forgone.read(FOLDER / "map.csv")
+    unigrams = [forgone.bin_unigrams(results["map"])] if "map" in results else []
+    unigrams = _renewed([FOLDER / "gains.csv"], unigrams, ["cell", "bin"])
+    files.write_table(FOLDER / "gains.csv", forgone.gains(losses, unigrams[forgone.UNIGRAMS]))
     experiment = files.read_json(FOLDER / "experiment.json")
     files.write_json(FOLDER / "experiment.json", {**experiment, "sha256": files.digests(FOLDER, ["*.csv"])})
-    seeds = forgone.by_seed(forgone.read(FOLDER / "map.csv"))
-    picture, *_ = theme.png(charts.regime_map(*forgone.rare_on_map(seeds)))
+    picture, *_ = theme.png(charts.regime_map(*forgone.rare_on_map(forgone.by_seed(losses))))
     with files.atomic_path(FOLDER / "map.png") as temporary:
         temporary.write_bytes(picture)
+
+
+def _write_best(results: Results) -> None:
+    """The tables of the runs of BEST alone."""
+    kept = {t: getattr(results, t).query("variant == @BEST").drop(columns="variant") for t in TABLES}
+    known = {**results.params, **results.params["variants"][BEST]}
+    known.pop("variants")
+    write_results(replace(results, **kept, tokens=None, params=known), FOLDER, "python results/map/export.py")
+
+
+def _renewed(committed: list[Path], tables: list[pd.DataFrame], key: list[str]) -> pd.DataFrame:
+    """The rows of committed tables, in their place, with those of `tables` instead where the key is the same, then the others."""
+    rows = pd.concat([*map(pd.read_csv, committed), *tables], ignore_index=True)
+    return rows[key].drop_duplicates().merge(rows.drop_duplicates(key, keep="last"), on=key)
 
 
 if __name__ == "__main__":
