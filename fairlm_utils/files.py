@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import glob
 import hashlib
 import io
 import json
 import os
+import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,17 +76,53 @@ def progress(*arguments: Any, **options: Any) -> tqdm:
     return tqdm(*arguments, leave=False, disable=os.environ.get("TQDM_DISABLE") == "1", **options)
 
 
+#: What libraries say of a full disk where the system's own error is lost: safetensors and tokenizers, NumPy, PyTorch.
+_FULL = re.compile(
+    r"No space left|[Dd]isk quota|\d+ requested and \d+ written|PytorchStreamWriter|unexpected pos \d+ vs"
+)
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextmanager
+def _disk_errors_explained(place: Path) -> Iterator[None]:
+    """Within the context, a disk that takes nothing more raises RunError, whatever the library that writes makes of it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not (isinstance(error, OSError) and error.errno in _UNWRITABLE) and not _FULL.search(str(error)):
+            raise
+        raise RunError(
+            f"{place}: cannot be written ({first_line(error)}); make room, or choose a place that can be, and repeat the command: "
+            "what was finished is kept"
+        ) from error
+
+
+def check_space(directory: Path, n_bytes: float, what: str) -> None:
+    """Raise RunError if the disk of a folder that exists has no room for the `n_bytes` that `what` takes, before its work."""
+    if (free := shutil.disk_usage(directory).free) < n_bytes:
+        raise RunError(
+            f"{directory}: {what} takes {n_bytes / 1e6:,.1f} MB, and the disk has {free / 1e6:,.1f} MB free; make room, or set "
+            "runs_dir to a place on another disk"
+        )
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved onto it when the block ends without an error, removed when it does not."""
+    """A temporary path beside `path`, moved onto it when the block ends without an error, removed when it does not.
+
+    Raises RunError if the disk takes no more.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _disk_errors_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -135,7 +174,7 @@ def within(runs_dir: str | Path, *names: str) -> Path:
 def locked(directory: str | Path) -> Iterator[None]:
     """Hold `directory` for this process; a second process waits until the first is done, and says so.
 
-    Raises RunError if it cannot be written, or holds a link, through which files elsewhere would be.
+    Raises RunError if it cannot be written, or holds a link, through which files elsewhere would be, or its disk takes no more.
     """
     directory = Path(directory)
     try:
@@ -151,7 +190,8 @@ def locked(directory: str | Path) -> Iterator[None]:
         print(f"waiting for another process that works on {directory}")
         lock.acquire()
     try:
-        yield
+        with _disk_errors_explained(directory):
+            yield
     finally:
         lock.release()
 

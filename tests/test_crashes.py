@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,7 +115,7 @@ def _stop_at(step, original):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 def test_a_disk_that_takes_nothing_more_leaves_what_is_finished(miniature, tmp_path, monkeypatch, code):
-    """The error of the system is passed on, earlier results stay, and the next start continues."""
+    """One error says so, earlier results stay, and the next start continues."""
     p = miniature(runs_dir=str(tmp_path), steps=4, window_steps=2)
     runs.train(p)
     before = files.digests(identity.run_dir(p), files.RESULT_FILES)
@@ -127,9 +128,33 @@ def test_a_disk_that_takes_nothing_more_leaves_what_is_finished(miniature, tmp_p
 
     with monkeypatch.context() as m:
         m.setattr(files, "write_table", full)
-        with pytest.raises(OSError, match=r"classes\.csv"):
+        with pytest.raises(files.RunError, match=r"cannot be written .*classes\.csv.*make room"):
             runs.evaluate(p)
     assert not (identity.run_dir(p) / "tables" / "totals.csv").exists() and not list(tmp_path.rglob("*.tmp"))
     runs.evaluate(p)
     after = files.digests(identity.run_dir(p), files.RESULT_FILES)
     assert {k: after[k] for k in before} == before and "tables/classes.csv" in after
+
+
+def test_what_libraries_make_of_a_full_disk_is_one_error(tmp_path):
+    def write(text):
+        with files.locked(tmp_path):
+            raise RuntimeError(text)
+
+    for said in (
+        "Error while serializing: I/O error: No space left on device (os error 28)",  # safetensors, tokenizers
+        "466259 requested and 387008 written",  # NumPy
+        "[enforce fail at inline_container.cc:672] . unexpected pos 6272 vs 6164",  # PyTorch
+    ):
+        with pytest.raises(files.RunError, match=r"cannot be written .*choose a place that can be"):
+            write(said)
+    with pytest.raises(RuntimeError, match="another"):
+        write("another error")
+
+
+def test_a_run_that_the_disk_cannot_hold_is_refused_before_its_first_step(miniature, tmp_path, monkeypatch):
+    p = miniature(runs_dir=str(tmp_path), steps=4, window_steps=2, checkpoint_steps=1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
+    monkeypatch.setattr(training, "make_trainer", lambda *_: pytest.fail("it is trained"))
+    with pytest.raises(files.RunError, match=r"a run of this model takes .* MB, and the disk has 0\.1 MB free"):
+        runs.train(p)

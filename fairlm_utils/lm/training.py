@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -212,7 +213,7 @@ def fit(
     """Train the model of `p` in a folder, from its last whole checkpoint there on, and write model/ and learning curves.
 
     Returns the device it was trained on; None if one of `callbacks` stopped it early, or if another process writes.
-    Raises RunError for too little memory, TrainingDiverged if the loss is not finite.
+    Raises RunError for too little memory or too full a disk, TrainingDiverged if the loss is not finite.
     """
     model = build_model(p.model, n_ids(corpus.tokenizer), p.context, p.seed)
     state = STATE_BYTES * model.num_parameters() / (n_processes() if p.sharded else 1)
@@ -220,6 +221,10 @@ def fit(
         raise files.RunError(
             f"model: training {p.model!r} takes {state / 1e9:,.1f} GB for weights, gradients and AdamW's moments, and this "
             f"machine has {physical_memory() / 1e9:,.1f} GB; choose a smaller model, or a device that holds it"
+        )
+    if is_main_process():
+        files.check_space(
+            directory, _disk_bytes(p, model, len(checkpoints(directory / "checkpoints"))), "a run of this model"
         )
     if p.torch_compile != "none":  # in place, so that names of weights stay; head and loss remain as they are
         torch.compiler.reset()  # code compiled for earlier models of this process counts towards a limit
@@ -244,6 +249,17 @@ def fit(
     recorder.save(directory / CURVES)
     save_model(model, weights, corpus, directory / "model")
     return str(trainer.args.device)
+
+
+def _disk_bytes(p: TrainingParams, model: PreTrainedModel, n_there: int) -> float:
+    """Bytes that the weights of a run, its learning curves and the checkpoints beside those already there take at most.
+
+    A checkpoint holds the weights, the two moments of AdamW and the curves; of two a third is written before one goes.
+    """
+    weights = 4 * model.num_parameters()
+    curves = 3 * 8 * n_rows(model) * math.ceil(p.steps / p.window_steps)
+    n_checkpoints = min(3, (p.steps - 1) // p.checkpoint_steps)
+    return weights + curves + max(0, n_checkpoints - n_there) * (3 * weights + curves)
 
 
 def save_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus, path: Path) -> None:
