@@ -131,12 +131,17 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; RunError if it is missing or not JSON."""
+def read_json(path: str | Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """Read an object from a JSON file; RunError if it is missing, is none, or lacks a key of `kinds` with a value of that type."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("it is not an object")
+        if wrong := [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]:
+            raise TypeError(f"{', '.join(wrong)}: missing, or of another type")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise RunError(f"{path}: cannot be read ({error}); remove its folder to compute it again") from error
+    return found
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> None:

@@ -29,6 +29,13 @@ def run_dir(p: TrainingParams) -> Path:
     return files.within(p.runs_dir, p.experiment, p.run_id())
 
 
+def recorded_params(directory: Path) -> dict[str, Any]:
+    """The parameters that a run's params.json records. Raises RunError if they are not those of a run."""
+    return files.read_json(
+        directory / "params.json", experiment=str, model=str, weight_decay=(int, float), seed=int, corpus=str
+    )
+
+
 def open_run(p: TrainingParams) -> Path:
     """The folder of a run, created, with its resolved parameters in it.
 
@@ -37,7 +44,7 @@ def open_run(p: TrainingParams) -> Path:
     directory = run_dir(p)
     recorded = directory / "params.json"
     if recorded.exists():
-        known = files.read_json(recorded)
+        known = recorded_params(directory)
         differing = sorted(k for k, v in p.identity().items() if known.get(k) != v)
         if differing:
             raise files.RunError(
@@ -113,10 +120,8 @@ def recorded_text(directory: Path) -> dict[str, str]:
     source = directory / TEXT if (directory / TEXT).exists() else directory / "provenance.json"
     if not source.exists():
         return {}
-    meta = files.read_json(source)
-    return text_identity(
-        files.read_json(directory / "params.json"), meta if source.name == TEXT else meta.get("corpus", {})
-    )
+    meta = files.read_json(source) if source.name == TEXT else files.read_json(source, corpus=dict)["corpus"]
+    return text_identity(recorded_params(directory), meta)
 
 
 def same_text(recorded: Mapping[str, str], now: Mapping[str, str], directory: Path) -> bool:
@@ -161,13 +166,13 @@ def is_finished(p: EvaluationParams) -> bool:
     directory = run_dir(p)
     if not (directory / "tables" / "totals.csv").exists():
         return False
-    known = files.read_json(directory / "params.json")
+    known = recorded_params(directory)
     return all(known.get(name, default) == getattr(p, name) for name, default in EVALUATION.items())
 
 
 def record_evaluation(directory: Path, p: EvaluationParams) -> None:
     """Record as what a run is evaluated: it may have been trained with other parameters of the evaluation, or with none."""
-    known = files.read_json(directory / "params.json")
+    known = recorded_params(directory)
     if now := {name: getattr(p, name) for name in EVALUATION if known.get(name) != getattr(p, name)}:
         files.write_json(directory / "params.json", {**known, **now})
 
@@ -189,7 +194,7 @@ def check_experiment(points: Sequence[Any]) -> None:
     for directory in finished_runs(folder):
         if directory.name in wanted:
             continue
-        known = files.read_json(directory / "params.json")
+        known = recorded_params(directory)
         first = next((p.identity() for p in points if p.variant == known.get("variant", "")), {"variant": None})
         differing = sorted(k for k, v in first.items() if (k not in AXES or k == "variant") and known.get(k) != v)
         if differing:

@@ -55,6 +55,16 @@ def test_a_damaged_table_is_named(run, name):
         load_results(run.parent)
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"weight_decay": "much"}'])
+@pytest.mark.parametrize("name", ["params.json", "provenance.json"])
+def test_a_record_of_another_shape_is_named(run, name, text):
+    (run / "text.json").unlink()
+    (run / name).write_text(text)
+    for read in (load_results, lambda folder: runs.repeat(run), lambda folder: identity.check_texts(folder, {})):
+        with pytest.raises(files.RunError, match=name):
+            read(run.parent)
+
+
 def test_a_damaged_or_cut_token_table_is_named(run):
     for damage in (flip, lambda path: os.truncate(path, path.stat().st_size // 2)):
         damage(run / "tokens_training.parquet")

@@ -28,13 +28,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path):
     assert files.read_json(path) == {"x": 1} and [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("text", [None, "{"])
+@pytest.mark.parametrize("text", [None, "{", "[]", "[" * 100_000, '{"corpus": 1}'])
 def test_an_unreadable_file_is_named(tmp_path, text):
     path = tmp_path / "a.json"
     if text is not None:
         path.write_text(text)
     with pytest.raises(files.RunError, match=r"a\.json"):
-        files.read_json(path)
+        files.read_json(path, corpus=dict)
 
 
 def _hold(path, seconds):

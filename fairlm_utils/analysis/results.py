@@ -152,7 +152,7 @@ def token_changes(directories: Sequence[Path]) -> pd.DataFrame | None:
     loss_held-out, change_held-out in nats (empty where the type does not occur). None without λ = 0 and another, or with
     variants.
     """
-    known = [(d, files.read_json(d / "params.json")) for d in directories]
+    known = [(d, identity.recorded_params(d)) for d in directories]
     known = [(d, p) for d, p in known if p["model"] == known[0][1]["model"] and p["weight_decay"] <= 1]
     largest = max((p["weight_decay"] for _, p in known), default=0.0)
     if largest == 0 or min(p["weight_decay"] for _, p in known) > 0 or any(p.get("variant") for _, p in known):
@@ -203,9 +203,8 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
 def read_experiment(path: Path) -> dict[str, Any]:
     """Parameters and provenance of committed tables, whose digests are compared."""
     known = files.read_json(path)
-    named = isinstance(known, dict) and known.keys() == {"params", "provenance", "sha256"}
     if (
-        not named
+        known.keys() != {"params", "provenance", "sha256"}
         or not all(isinstance(part, dict) for part in known.values())
         or "git_commits" not in known["provenance"]
     ):
@@ -231,7 +230,7 @@ def _shared_params(directories: list[Path]) -> dict[str, Any]:
     texts: dict[str, str] = {}
     of_variant: dict[str, tuple[Path, dict[str, Any]]] = {}
     for directory in directories:
-        params = files.read_json(directory / "params.json")
+        params = identity.recorded_params(directory)
         left_out = {*identity.AXES, *TrainingParams.NOT_IN_RUN_ID, "eval_batch_size"}  # of no effect on the results
         fixed = {k: v for k, v in {**identity.EVALUATION, **params}.items() if k not in left_out}
         first, known = of_variant.setdefault(params.get("variant", ""), (directory, fixed))
@@ -254,7 +253,11 @@ def _shared_params(directories: list[Path]) -> dict[str, Any]:
 
 
 def _shared_provenance(directories: list[Path]) -> dict[str, Any]:
-    every = [files.read_json(d / "provenance.json") for d in directories]
+    number = (int, float)
+    every = [
+        files.read_json(d / "provenance.json", git_commit=str, wall_seconds=number, peak_memory_mb=number)
+        for d in directories
+    ]
     shared = {k: every[0][k] for k in every[0] if k != "run_id" and all(e.get(k) == every[0][k] for e in every)}
     seconds = [e["wall_seconds"] for e in every]
     return {

@@ -84,7 +84,7 @@ def repeat(directory: str | Path) -> dict[str, bool]:
     directory = Path(directory)
     _check_finished(directory, "tables/totals.csv")
     before = files.digests(directory, files.RESULT_FILES)
-    values = files.read_json(directory / "params.json")
+    values = identity.recorded_params(directory)
     fields = EvaluationParams.model_fields
     known = EvaluationParams.check({k: v for k, v in values.items() if k in fields}, str(directory))
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +104,7 @@ def show(directory: str | Path) -> str:
     directory = Path(directory)
     _check_finished(directory, "provenance.json")
     parts = {
-        "parameters": files.read_json(directory / "params.json"),
+        "parameters": identity.recorded_params(directory),
         "provenance": files.read_json(directory / "provenance.json"),
         "sha256": files.digests(directory, files.RESULT_FILES),
     }

@@ -560,7 +560,7 @@ def low_frequency_shares(
     cached = cache_dir(p) / "low_frequency_shares.json"
     key = {"vocab_sizes": list(vocab_sizes), "share": share, "of": "occurring types"}
     columns = ["vocab_size", "n_tokens", "low_frequency", "below_percentile"]
-    if cached.exists() and (found := files.read_json(cached))["key"] == key:
+    if cached.exists() and (found := files.read_json(cached, rows=list)).get("key") == key:
         return pd.DataFrame(found["rows"], columns=columns)
     documents, limit = decoded(corpus, "train", 5000), None
     rows: list[dict[str, float]] = []
