@@ -126,10 +126,14 @@ class Parameters(BaseModel):
         return cls.check(assigned, source=f"{cls.__name__} of this notebook")
 
 
+#: The corpus that every machine with Python has.
+PYTHON_DOCS = "python-docs"
+
+
 class CorpusParams(Parameters):
     """Which documents."""
 
-    corpus: PathName = _param("python-docs", "python-docs, imdb, imdb-xl, a Hub data set id, or a local folder or file")
+    corpus: PathName = _param(PYTHON_DOCS, "python-docs, imdb, imdb-xl, a Hub data set id, or a local folder or file")
     corpus_path: PathName = _param("", "local copy of a named corpus; empty reads it from the Hub")
     text_column: str = _param("text", "column that holds a document's text")
     txt_documents: Literal["auto", "file", "paragraph", "line"] = _param(
@@ -138,6 +142,15 @@ class CorpusParams(Parameters):
     max_documents: int = _param(0, "documents kept of each split, 0 keeps all", ge=0)
     heldout_fraction: float = _param(0.1, "share of documents held out if the corpus has no test split", gt=0, lt=1)
     data_seed: int = _param(0, "seed of the document order and of a split made here", ge=0)
+
+    @model_validator(mode="after")
+    def _python_docs_have_no_copy(self) -> Self:
+        if self.corpus == PYTHON_DOCS and self.corpus_path:
+            raise ValueError(
+                f"corpus_path: {PYTHON_DOCS} are those of this Python and have no copy; name what is there as corpus, "
+                f"imdb or {self.corpus_path!r} itself, or leave corpus_path out"
+            )
+        return self
 
 
 class TokenizationParams(CorpusParams):

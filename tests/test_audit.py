@@ -461,6 +461,26 @@ def test_what_would_be_ignored_or_cannot_be_written_is_said_before_the_audit(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--reference", "absent", "-p", "context", "16"], "absent"),
+        (["--counts", "counts.csv", "-p", "context", "16"], "counts_file: counts.csv cannot be read"),
+        (["--counts", "other.csv", "-p", "context", "16"], "is it of another tokenizer?"),
+        (["-p", "context", "100000"], "context: 100000 is longer"),
+    ],
+)
+def test_what_is_wrong_with_a_second_model_or_the_counts_is_said_before_the_first_is_evaluated(
+    more, said, folder, corpus_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "enter_project", lambda: None)
+    (tmp_path / "other.csv").write_text("token_id,count\n1000000,3\n")
+    monkeypatch.setattr(audit, "audit", lambda *_: pytest.fail("it has begun"))
+    assert main(["audit", str(folder), str(corpus_file), *more]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_names_are_those_of_where_one_stands_or_of_home_and_may_be_too_long_for_a_path(
     folder, corpus_file, tmp_path, capsys, monkeypatch
 ):

@@ -88,6 +88,14 @@ def test_time_up_between_two_stages_stops_there(make, monkeypatch):
     assert not identity.run_dir(points[1]).exists()
 
 
+def test_a_folder_of_runs_of_other_settings_is_refused_before_training(make):
+    points = make(steps=2, weight_decay="[0.0]")
+    assert panel.run(points, deadline=math.inf)
+    given = {"corpus_path": points[0].corpus_path, "runs_dir": points[0].runs_dir, "weight_decay": "[1.0]", "steps": 3}
+    with pytest.raises(files.RunError, match="differ from this experiment in steps"):
+        panel.run(make(**given), deadline=math.inf)
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A clone of this project with everything committed."""

@@ -136,6 +136,12 @@ def test_the_home_folder_is_known_wherever_a_path_may_be_given(tmp_path, monkeyp
     assert params.RemediesParams.check({"remedy_results": ["~/a", "b~"]}).remedy_results == [f"{tmp_path}/a", "b~"]
 
 
+def test_a_copy_of_a_corpus_that_has_none_is_refused_not_ignored():
+    with pytest.raises(ParameterError, match=r"corpus_path: python-docs .* have no copy; name what is there as corpus"):
+        EvaluationParams.check({"corpus_path": "somewhere"})
+    assert EvaluationParams.check({"corpus": "imdb", "corpus_path": "somewhere"}).corpus_path == "somewhere"
+
+
 @pytest.mark.parametrize("name", ["corpus", "corpus_path", "tokenizer", "model", "runs_dir"])
 @pytest.mark.parametrize("value", ["x" * 300, "é" * 200, "/a/" + "b" * 256 + "/c", "d/" * 3000], ids=len)
 def test_what_is_too_long_for_a_path_is_a_clear_error(name, value):

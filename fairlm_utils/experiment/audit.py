@@ -28,7 +28,7 @@ from fairlm_utils.frequency import IGNORE_INDEX, token_counts
 from fairlm_utils.lm import processes, training
 from fairlm_utils.lm.corpora import Corpus, load_corpus
 from fairlm_utils.lm.evaluation import check_ids, token_sums, token_table
-from fairlm_utils.lm.models import check_causal, check_context, load_model, n_rows
+from fairlm_utils.lm.models import check_causal, check_context, load_model, n_rows, saved_config, text_config
 from fairlm_utils.lm.tokenization import adds_bos, as_text, blocks, encode, load_tokenizer, n_ids, say_bos
 from fairlm_utils.lm.words import by_word_bin, word_counts, word_losses
 from fairlm_utils.params import AuditParams, ParameterError, TrainingParams
@@ -194,6 +194,7 @@ def audits(p: AuditParams) -> list[Audit]:
     else:  # of `02_training` at its defaults but for λ
         own = {f"λ = {w:g}": TrainingParams(weight_decay=w, runs_dir=p.runs_dir) for w in (0.3, 0.0)}
         names = {label: str(runs.train(q) / "model") for label, q in own.items()}
+    _check(p, list(names.values()))
     found = []
     with files.progress(names.items(), desc="auditing", unit="model") as bar:
         for label, name in bar:
@@ -202,6 +203,15 @@ def audits(p: AuditParams) -> list[Audit]:
     if len(found) > 1:
         found[0] = replace(found[0], comparison=compare(*found).assign(against=found[1].label))
     return found
+
+
+def _check(p: AuditParams, names: Sequence[str]) -> None:
+    """Refuse, before the first of several models is evaluated, what can be known without weights to fail with another."""
+    for name in names:
+        tokenizer, config = load_tokenizer(name), saved_config(name)
+        check_context(config, p.context, repr(name))
+        if p.counts_file:
+            read_counts(p.counts_file, max(getattr(text_config(config), "vocab_size", 0), n_ids(tokenizer)))
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -113,9 +113,10 @@ class Piece(TrainerCallback):
 def run(points: Sequence[EvaluationParams], deadline: float) -> bool:
     """Train and evaluate the runs one after the other until `deadline` (of time.monotonic); whether all are finished.
 
-    Whatever the deadline, at least a step of training or one evaluation is done. Raises what `runs.train` and
-    `runs.evaluate` raise.
+    Whatever the deadline, at least a step of training or one evaluation is done. Raises RunError if the folder holds
+    runs of other settings, and what `runs.train` and `runs.evaluate` raise.
     """
+    identity.check_experiment(points)
     begun = False
     for p in points:
         for last, work in (

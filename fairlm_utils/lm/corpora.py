@@ -24,7 +24,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from fairlm_utils.files import UserError, first_line
-from fairlm_utils.params import CorpusParams, ParameterError
+from fairlm_utils.params import PYTHON_DOCS, CorpusParams, ParameterError
 
 #: Corpora of the Hub by name: data set id, training splits, held-out split. To add one, add a line.
 HUB_CORPORA: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -32,7 +32,6 @@ HUB_CORPORA: dict[str, tuple[str, tuple[str, ...], str]] = {
     # the paper's 75,000 reviews: most likely these two splits, which is an assumption
     "imdb-xl": ("stanfordnlp/imdb", ("train", "unsupervised"), "test"),
 }
-PYTHON_DOCS = "python-docs"
 MIN_CHARACTERS = 80
 _NOT_LIBRARY = {
     "test", "tests", "site-packages", "dist-packages", "idlelib", "turtledemo", "lib2to3", "ensurepip", "__pycache__",

@@ -6,7 +6,8 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -188,13 +189,8 @@ def load_model(directory: str | Path, vocab_size: int = 0) -> PreTrainedModel:
     it cannot be read, is an adapter, quantised or no decoder, if weights are missing, left over or of another shape
     (transformers would draw them at random), or if it has fewer than `vocab_size` rows.
     """
-    try:
-        if find_adapter_config_file(str(directory)):
-            raise files.RunError(
-                f"{directory}: is a PEFT adapter, not a whole model; save what its merge_and_unload() returns"
-            )
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        _check_config(config, directory)
+    config = saved_config(directory)
+    with _unreadable_explained(directory):
         is_text = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
         model, found = (AutoModelForCausalLM if is_text else AutoModelForImageTextToText).from_pretrained(
             directory,
@@ -205,14 +201,6 @@ def load_model(directory: str | Path, vocab_size: int = 0) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
-    except files.RunError:
-        raise
-    except Exception as error:  # whatever a damaged folder makes transformers raise
-        raise files.RunError(
-            f"{directory}: the model cannot be read ({files.first_line(error)}); name a Hub id or a folder written by "
-            "save_pretrained with safetensors (pickles are not read, and code that comes with a model is never run), "
-            "and if a run made it, remove the run's folder and train it again"
-        ) from error
     _check_weights(model, found, directory)
     if (n := n_rows(model)) < vocab_size:
         raise files.RunError(
@@ -220,6 +208,36 @@ def load_model(directory: str | Path, vocab_size: int = 0) -> PreTrainedModel:
             "the model was trained with"
         )
     return model
+
+
+def saved_config(directory: str | Path) -> PreTrainedConfig:
+    """The config of a saved causal language model, without its weights; no remote code.
+
+    Raises RunError if it cannot be read, is an adapter, quantised or no decoder.
+    """
+    with _unreadable_explained(directory):
+        if find_adapter_config_file(str(directory)):
+            raise files.RunError(
+                f"{directory}: is a PEFT adapter, not a whole model; save what its merge_and_unload() returns"
+            )
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        _check_config(config, directory)
+    return config
+
+
+@contextmanager
+def _unreadable_explained(directory: str | Path) -> Iterator[None]:
+    """Within the context, whatever a damaged folder makes transformers raise is a RunError."""
+    try:
+        yield
+    except files.RunError:
+        raise
+    except Exception as error:
+        raise files.RunError(
+            f"{directory}: the model cannot be read ({files.first_line(error)}); name a Hub id or a folder written by "
+            "save_pretrained with safetensors (pickles are not read, and code that comes with a model is never run), "
+            "and if a run made it, remove the run's folder and train it again"
+        ) from error
 
 
 def _check_config(config: PreTrainedConfig, directory: str | Path) -> None:
