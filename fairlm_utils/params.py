@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -592,6 +593,14 @@ def _describe(error: Mapping[str, Any], cls: type[Parameters]) -> str:
     if isinstance(error["input"], str) and error["type"] in ("float_type", "int_type"):
         hint = " (it is text: write 0.1, without quotes, and not 1e-1, which is text in YAML 1.1)"
     return f"{name}: {message}, not {error['input']!r}{hint}"
+
+
+def epochs(p: TrainingParams, n_blocks: float) -> float:
+    """How often a run sees each of its `n_blocks` training blocks.
+
+    An epoch ends with a step of fewer blocks where batch_size × gradient_accumulation_steps does not divide them.
+    """
+    return p.steps / math.ceil(n_blocks / (p.batch_size * p.gradient_accumulation_steps))
 
 
 def time_scale(p: TrainingParams, epochs: float) -> float:

@@ -21,7 +21,7 @@ from fairlm_utils.experiment import runs
 from fairlm_utils.lm import evaluation, tokenization, training
 from fairlm_utils.lm.models import build_model, load_model
 from fairlm_utils.lm.token_loss import TokenSums, shifted_targets
-from fairlm_utils.params import ParameterError
+from fairlm_utils.params import ParameterError, epochs
 
 
 def weights(run):
@@ -59,6 +59,15 @@ def test_recorded_counts_are_the_targets_trained_on(run, miniature):
     # 12 steps of 8 blocks are 4 epochs of 24 blocks: every target is seen exactly 4 times
     assert np.array_equal(counts.sum(0), 4 * n) and (correct <= counts).all() and (loss_sums[counts == 0] == 0).all()
     assert loss_sums[0].sum() / counts[0].sum() == pytest.approx(np.log(counts.shape[1]), rel=0.1)
+
+
+def test_an_epoch_ends_with_a_smaller_step_where_the_batch_does_not_divide_the_blocks(miniature):
+    """24 blocks by batches of 5, two to a step: the third step of an epoch has 4."""
+    p = miniature(batch_size=5, gradient_accumulation_steps=2, steps=6, experiment="uneven")
+    assert epochs(p, 24) == 2.0
+    data = training.train_blocks(p, tokenization.tokenize_corpus(p))
+    _, counts, *_ = training.load_curves(runs.train(p))
+    assert np.array_equal(counts.sum(0), 2 * frequency.target_counts(data.labels.numpy(), counts.shape[1]))
 
 
 def test_the_average_of_the_table_is_the_models_own_loss(run, miniature):

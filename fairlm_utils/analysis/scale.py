@@ -383,7 +383,7 @@ def regimes(results: Results) -> pd.DataFrame:
         named = dict(zip(keys, key, strict=True))
         p = params_of(results, named)
         n_targets = int(group["n_train_tokens"].iloc[0])
-        epochs = p.steps * p.batch_size * p.gradient_accumulation_steps / _n_blocks(results, p, n_targets)
+        epochs = params.epochs(p, _n_blocks(results, p, n_targets))
         tau = params.time_scale(p, epochs)
         average, balanced = zero.get(key[:-1]) or zero.get((named["model"], "no decay"), (np.nan, np.nan))
         rows.append((*key, regime(average, epochs, tau), epochs, tau, average, balanced))

@@ -19,7 +19,7 @@ from fairlm_utils.lm import models
 from fairlm_utils.lm.models import meta_model, model_config
 from fairlm_utils.lm.tokenization import SPECIAL_TOKENS
 from fairlm_utils.lm.training import decay_sum
-from fairlm_utils.params import EvaluationParams, ParameterError, time_scale
+from fairlm_utils.params import EvaluationParams, ParameterError, epochs, time_scale
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ def cost(p: EvaluationParams, hardware: str, n_runs: int = 1) -> dict[str, float
 
 def decay_line(p: EvaluationParams) -> str:
     """A line of what λ amounts to over the run, and of epochs and parameters per target where the file limits the blocks."""
-    unit, per_step = p.model_copy(update={"weight_decay": 1.0}), p.batch_size * p.gradient_accumulation_steps
+    unit = p.model_copy(update={"weight_decay": 1.0})
     line = f"λ Σ lr = {decay_sum(unit):.3g} λ; τ = 1/(lr λ) = {time_scale(unit, p.steps):,.0f}/λ steps at the peak rate"
     if p.max_train_blocks:
-        epochs = p.steps * per_step / p.max_train_blocks
+        n_epochs = epochs(p, p.max_train_blocks)
         n_parameters, _ = parameter_counts(model_config(p.model, p.vocab_size + len(SPECIAL_TOKENS), p.context))
         line += (
-            f" = {time_scale(unit, epochs):,.3g}/λ epochs; if the text fills {p.max_train_blocks:,} blocks: {epochs:,.3g} epochs, "
+            f" = {time_scale(unit, n_epochs):,.3g}/λ epochs; if the text fills {p.max_train_blocks:,} blocks: {n_epochs:,.3g} epochs, "
             f"{n_parameters / (p.max_train_blocks * (p.context - 1)):,.3g} parameters per target"
         )
     return line

@@ -25,7 +25,7 @@ from fairlm_utils.lm.models import STATE_BYTES, build_model, n_rows, physical_me
 from fairlm_utils.lm.processes import device, is_main_process, is_out_of_memory, n_processes
 from fairlm_utils.lm.token_loss import TokenSums, record_token_loss
 from fairlm_utils.lm.tokenization import TokenizedCorpus, blocks, n_ids
-from fairlm_utils.params import TrainingParams, time_scale
+from fairlm_utils.params import TrainingParams, epochs, time_scale
 
 CURVES = "learning_curves.safetensors"
 _COMPLETE = "complete.json"
@@ -326,13 +326,12 @@ def load_curves(directory: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) -> pd.DataFrame:
     """What follows from the parameters, for a look before training: targets, epochs, parameter counts, decay over the run."""
-    blocks_a_step = p.batch_size * p.gradient_accumulation_steps
-    epochs = p.steps * blocks_a_step / len(data)
+    n_epochs = epochs(p, len(data))
     n_train = target_counts(data.labels.numpy(), n_rows(model))
     rows = {
         "training blocks": len(data),
-        "targets per step": blocks_a_step * (p.context - 1),
-        "epochs": epochs,
+        "targets per step": p.batch_size * p.gradient_accumulation_steps * (p.context - 1),
+        "epochs": n_epochs,
         "targets per token type that occurs": n_train.sum() / np.count_nonzero(n_train),
         "parameters": model.num_parameters(),
         "parameters of the embedding": model.get_input_embeddings().weight.numel(),
@@ -340,7 +339,7 @@ def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) 
         "vocabulary": n_rows(model),
         "loss of a uniform prediction (nats)": float(np.log(n_rows(model))),
         "λ Σ lr, weights left to decay shrink to exp of minus this": decay_sum(p),
-        "τ = 1/(lr λ) at the peak rate (epochs)": time_scale(p, epochs),
+        "τ = 1/(lr λ) at the peak rate (epochs)": time_scale(p, n_epochs),
     }
     shown = [(name, f"{v:,.4g}" if isinstance(v, float) else f"{v:,}") for name, v in rows.items()]
     return pd.DataFrame(shown, columns=["quantity", "value"])
