@@ -3,6 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from fairlm_utils import files
 from fairlm_utils.analysis.results import SOME_TABLES, load_results, write_results
@@ -45,6 +48,17 @@ def test_ids_that_do_not_give_the_text_back_are_a_clear_error(corpus):
     broken.heldout[2] = 200  # half a character
     with pytest.raises(files.RunError, match="by_word: the tokenizer does not give the text back"):
         words.by_frequency(broken, "held-out", np.ones((2, 6), dtype=np.float32), 15)
+
+
+def test_words_of_which_the_tokenizer_drops_letters_have_no_loss_and_the_dropped_no_bytes():
+    tokenizer = Tokenizer(BPE({"a": 0, "b": 1}, []))  # no unknown token: what it never saw is dropped
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    text = "ab aé b"
+    encoding = tokenizer.encode(text)
+    assert encoding.ids == [0, 1, 0, 1]
+    found, totals = words.word_losses(tokenizer, [text], np.array(encoding.ids), np.array([0]), np.ones(4))
+    assert found["word"].tolist() == ["ab", "b"] and found["loss"].tolist() == [2.0, 1.0]
+    assert totals == {"n_words": 2, "n_words_left_out": 1, "text_nats": 4.0, "text_bytes": 6}  # "ab a b"
 
 
 def test_a_run_has_losses_by_word_where_they_were_asked_for_and_committed_tables_keep_them(miniature, tmp_path):

@@ -18,12 +18,26 @@ from fairlm_utils import files, frequency
 from fairlm_utils.lm.tokenization import TokenizedCorpus, as_text, decoded
 
 
+def unspelled(text: str, offsets: np.ndarray) -> np.ndarray:
+    """Which characters of a document no token has, white space aside [characters]: those that a tokenizer drops.
+
+    A BPE of characters without an unknown token drops what it never saw, and normalisers drop control characters.
+    """
+    change = np.zeros(len(text) + 1, dtype=np.int64)
+    np.add.at(change, offsets[:, 0], 1)
+    np.subtract.at(change, offsets[:, 1], 1)
+    dropped = np.cumsum(change)[:-1] == 0
+    for i in np.flatnonzero(dropped):
+        dropped[i] = not text[i].isspace()
+    return dropped
+
+
 def word_of_each_token(text: str, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Words of a document: start and end in characters [words, 2], word of each token [tokens], broken [words].
 
     `offsets` [tokens, 2] are the tokens' first character and the one after their last. A token belongs to the word of which
     it has letters, or, if it is white space alone, to the next (the number of words: to none). A word is *broken* if a token
-    of it reaches into another: then it has no loss of its own.
+    of it reaches into another, or if it has characters that no token has: then it has no loss of its own.
     """
     spans = np.array([m.span() for m in re.finditer(r"\S+", text)], dtype=np.int64).reshape(-1, 2)
     first = np.searchsorted(spans[:, 1], offsets[:, 0], side="right")
@@ -31,13 +45,19 @@ def word_of_each_token(text: str, offsets: np.ndarray) -> tuple[np.ndarray, np.n
     broken = np.zeros(len(spans), dtype=bool)
     for i in np.flatnonzero(last > first):
         broken[first[i] : last[i] + 1] = True
+    n_dropped = np.concatenate([[0], np.cumsum(unspelled(text, offsets))])
+    broken |= n_dropped[spans[:, 1]] > n_dropped[spans[:, 0]]
     return spans, first, broken
 
 
 def bytes_of_each_token(text: str, offsets: np.ndarray) -> np.ndarray:
-    """UTF-8 bytes that each token adds to those before it [tokens]: a character in several pieces counts with the first."""
+    """UTF-8 bytes that each token adds to those before it [tokens]: a character in several pieces counts with the first.
+
+    White space that no token has counts with the token after it, other characters of this kind do not count.
+    """
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     widths = 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)
+    widths = np.where(unspelled(text, offsets), 0, widths)
     ends = np.concatenate([[0], np.cumsum(widths)])[np.maximum.accumulate(offsets[:, 1])]
     return np.diff(ends, prepend=0)
 
@@ -50,8 +70,9 @@ def word_losses(
     `ids` are the flat ids of `documents`, `starts` the index of each one's first token of text, `losses` those of the ids
     from the first on (nats, NaN where an id is no target; what lies beyond its end was not evaluated). Columns: document,
     start (character of the document), position (of its first piece in `ids`), word, loss, n_pieces. Totals: n_words and
-    n_words_left_out (cut by a block's edge, or with a token in common with another), text_nats and text_bytes of all
-    targets that spell text.
+    n_words_left_out (cut by a block's edge, with a token in common with another, or not wholly spelled by its tokens),
+    text_nats and text_bytes of all targets that spell text.
+
     Raises ValueError if the tokenizer's offsets are of other ids.
     """
     n_documents = int(np.searchsorted(starts, len(losses), side="left"))

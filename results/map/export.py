@@ -18,8 +18,8 @@ FOLDER = files.PROJECT / "results" / "map"
 EXPERIMENTS = {"map": "", "widths": "100k targets, 10 epochs, "}
 #: The setting of the lowest held-out loss of those run at every λ, of which all tables are kept.
 BEST = "400k targets, 10 epochs, lr 0.004"
-#: A cell whose learning rate is not decided yet, for a rate that may be its best was run without decay alone: not on the map.
-BEGUN = "1.5M targets, 10 epochs, "
+#: A cell whose learning rate is not decided yet, or that has too few λ or seeds at it: not on the map.
+BEGUN = "400k targets, 30 epochs, "
 
 
 #: What names a row of map.csv and begun.csv.
