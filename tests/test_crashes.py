@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from fairlm_utils import files, identity
-from fairlm_utils.analysis.results import TABLES, load_results, read_token_table, write_results
+from fairlm_utils.analysis.results import TABLES, load_experiments, load_results, read_token_table, write_results
 from fairlm_utils.experiment import runs
 from fairlm_utils.lm import tokenization, training
 
@@ -77,6 +77,13 @@ def test_a_damaged_committed_table_is_named(run, tmp_path):
     flip(tmp_path / "classes.csv")
     with pytest.raises(files.RunError, match=r"classes\.csv.*make it again"):
         load_results(tmp_path)
+
+
+def test_two_folders_of_one_experiment_are_not_taken_for_each_other():
+    folder = ROOT / "results" / "quick"
+    assert list(load_experiments([folder])) == ["quick"]
+    with pytest.raises(files.RunError, match="second folder of experiment 'quick'"):
+        load_experiments([folder, folder])
 
 
 def test_committed_results_have_their_digests():

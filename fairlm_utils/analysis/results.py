@@ -124,6 +124,18 @@ def load_results(folder: str | Path) -> Results:
     )
 
 
+def load_experiments(folders: Sequence[str | Path]) -> dict[str, Results]:
+    """`load_results` of several folders, by the names of their experiments. Raises RunError if two have the same name."""
+    found: dict[str, Results] = {}
+    for folder in folders:
+        results = load_results(folder)
+        name = results.params["experiment"]
+        if name in found:
+            raise files.RunError(f"{folder}: is the second folder of experiment {name!r}; name one folder for each")
+        found[name] = results
+    return found
+
+
 def _stacked(paths: Sequence[Path], columns: Sequence[str]) -> pd.DataFrame:
     """The table of these files under one another, by model, variant, λ and seed."""
     table = pd.concat([read_csv(path, columns) for path in paths], ignore_index=True)
