@@ -9,10 +9,19 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from fairlm_utils import files, identity
-from fairlm_utils.analysis.results import TABLES, load_experiments, load_results, read_token_table, write_results
+from fairlm_utils.analysis.results import (
+    TABLES,
+    joined,
+    load_experiments,
+    load_results,
+    read_token_table,
+    renewed,
+    write_results,
+)
 from fairlm_utils.experiment import runs
 from fairlm_utils.lm import tokenization, training
 
@@ -84,6 +93,32 @@ def test_two_folders_of_one_experiment_are_not_taken_for_each_other():
     assert list(load_experiments([folder])) == ["quick"]
     with pytest.raises(files.RunError, match="second folder of experiment 'quick'"):
         load_experiments([folder, folder])
+
+
+def test_runs_join_the_committed_tables_of_their_experiment(miniature, tmp_path):
+    def made(name, **values):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+        p = miniature(
+            runs_dir=str(tmp_path / name), experiment="joined", variant="v", steps=4, window_steps=2, **values
+        )
+        return load_results(runs.evaluate(p).parent)
+
+    first, second = made("a", seed=0), made("b", seed=1)
+    both = joined(first, second)
+    assert both.totals["seed"].tolist() == [0, 0, 1, 1] and both.provenance["n_runs"] == 2
+    pd.testing.assert_frame_equal(both.bins[both.bins["seed"] == 1].reset_index(drop=True), second.bins)
+    pd.testing.assert_frame_equal(both.counts, first.counts)
+    again = joined(both, second)
+    pd.testing.assert_frame_equal(again.classes, both.classes)
+    with pytest.raises(files.RunError, match="joined: tables that differ in learning_rate are not joined"):
+        joined(first, made("c", seed=2, learning_rate=0.1))
+
+
+def test_renewed_rows_keep_their_place():
+    table = pd.DataFrame({"variant": ["a", "b"], "seed": 0, "loss": [1.0, 2.0]})
+    newer = pd.DataFrame({"variant": ["c", "a"], "seed": 0, "loss": [3.0, 4.0]})
+    found = renewed(table, newer, ["variant", "seed"])
+    assert found["variant"].tolist() == ["a", "b", "c"] and found["loss"].tolist() == [4.0, 2.0, 3.0]
 
 
 def test_committed_results_have_their_digests():

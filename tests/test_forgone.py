@@ -1,6 +1,5 @@
 """The map: rates and λ are chosen by the held-out average, and what a group forgoes by hand-made losses."""
 
-import runpy
 from types import SimpleNamespace
 
 import numpy as np
@@ -157,14 +156,6 @@ def test_committed_gains_are_those_of_the_committed_map():
     assert set(committed["cell"]) == set(forgone.of_map(table)["cell"])
     found = forgone.gains(table, committed[forgone.UNIGRAMS])
     pd.testing.assert_frame_equal(found, committed, check_dtype=False, atol=1e-9)
-
-
-def test_rows_of_the_map_whose_runs_are_gone_stay(tmp_path):
-    renewed = runpy.run_path(str(files.PROJECT / "results" / "map" / "export.py"))["_renewed"]
-    pd.DataFrame({"variant": ["a", "b"], "seed": 0, "loss": [1.0, 2.0]}).to_csv(tmp_path / "map.csv", index=False)
-    run = pd.DataFrame({"variant": ["c", "a"], "seed": 0, "loss": [3.0, 4.0]})
-    found = renewed([tmp_path / "map.csv"], [run], ["variant", "seed"])
-    assert found["variant"].tolist() == ["a", "b", "c"] and found["loss"].tolist() == [4.0, 2.0, 3.0]
 
 
 def test_a_table_without_rates_is_refused(tmp_path, path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +278,50 @@ def _shared_provenance(directories: list[Path]) -> dict[str, Any]:
         "wall_seconds_of_runs": [min(seconds), float(np.median(seconds)), max(seconds)],
         "peak_memory_mb": max(e["peak_memory_mb"] for e in every),
         "n_runs": len(every),
+    }
+
+
+def renewed(table: pd.DataFrame, newer: pd.DataFrame, key: Sequence[str]) -> pd.DataFrame:
+    """The rows of a table, in their order, with those of `newer` instead where `key` has the same values, then its others."""
+    rows = pd.concat([table, newer], ignore_index=True)
+    return rows[[*key]].drop_duplicates().merge(rows.drop_duplicates([*key], keep="last"), on=[*key])
+
+
+def joined(committed: Results, runs: Results) -> Results:
+    """The tables of an experiment with more of its runs, which take the place of their like: its other runs may be gone.
+
+    Of the runs' seconds the median is that of the larger part. Raises RunError if parameters or text are not the same.
+    """
+    differing = sorted(k for k in {**committed.params, **runs.params} if committed.params.get(k) != runs.params.get(k))
+    of_text = [r.provenance["corpus"].get("fingerprint") for r in (committed, runs)]
+    if differing or of_text[0] != of_text[1] or (committed.tokens is not None):
+        what = ", ".join(differing) or ("text" if of_text[0] != of_text[1] else "loss by token, a mean over seeds")
+        raise files.RunError(f"{runs.params['experiment']}: tables that differ in {what} are not joined")
+    of_run = [a for a in identity.AXES if a in committed.totals]
+    tables = {}
+    for name in (*TABLES, *SOME_TABLES):
+        old, new = getattr(committed, name), getattr(runs, name)
+        if old is None or new is None:
+            continue
+        if name == "counts":
+            tables[name] = distinct_counts(pd.concat([old, new]))
+            continue
+        kept = old.merge(new[of_run].drop_duplicates(), on=of_run, how="left", indicator="of")
+        rows = pd.concat([kept[kept.pop("of") == "left_only"], new], ignore_index=True)
+        tables[name] = rows.sort_values(of_run, kind="stable", ignore_index=True)
+    return replace(committed, **tables, provenance=_joined_provenance(committed, runs, tables["totals"]))
+
+
+def _joined_provenance(committed: Results, runs: Results, totals: pd.DataFrame) -> dict[str, Any]:
+    old, new = committed.provenance, runs.provenance
+    seconds = [r["wall_seconds_of_runs"] for r in (old, new)]
+    larger = max((old, new), key=lambda r: r["n_runs"])["wall_seconds_of_runs"]
+    return {
+        **{k: v for k, v in old.items() if new.get(k, v) == v},
+        "git_commits": sorted({*old["git_commits"], *new["git_commits"]}),
+        "wall_seconds_of_runs": [min(s[0] for s in seconds), larger[1], max(s[2] for s in seconds)],
+        "peak_memory_mb": max(old["peak_memory_mb"], new["peak_memory_mb"]),
+        "n_runs": int((totals["split"] == SPLITS[0]).sum()),
     }
 
 

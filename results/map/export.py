@@ -11,7 +11,7 @@ import pandas as pd
 
 from fairlm_utils import files, identity
 from fairlm_utils.analysis import charts, forgone, theme
-from fairlm_utils.analysis.results import TABLES, Results, load_results, write_results
+from fairlm_utils.analysis.results import TABLES, Results, load_results, renewed, write_results
 
 FOLDER = files.PROJECT / "results" / "map"
 #: Experiments on the map, and the cell that all runs of an experiment without cells of its own are in.
@@ -39,14 +39,17 @@ def export(runs_dir: Path) -> None:
     tables = [
         forgone.table(r).assign(variant=lambda t, cell=EXPERIMENTS[n]: cell + t["variant"]) for n, r in results.items()
     ]
-    losses = _renewed([FOLDER / "map.csv", FOLDER / "begun.csv"], tables, KEY)
+    found = [pd.read_csv(FOLDER / name) for name in ("map.csv", "begun.csv")]
+    committed = pd.concat([t for t in found if len(t)])  # the columns of an empty one are of no type
+    losses = renewed(committed, pd.concat(tables) if tables else committed[:0], KEY)
     is_begun = losses["variant"].str.startswith(BEGUN)
     files.write_table(FOLDER / "begun.csv", losses[is_begun])
     files.write_table(FOLDER / "map.csv", losses[~is_begun])
     losses = forgone.read(FOLDER / "map.csv")
-    unigrams = [forgone.bin_unigrams(results["map"])] if "map" in results else []
-    unigrams = _renewed([FOLDER / "gains.csv"], unigrams, ["cell", "bin"])
-    files.write_table(FOLDER / "gains.csv", forgone.gains(losses, unigrams[forgone.UNIGRAMS]))
+    unigrams = pd.read_csv(FOLDER / "gains.csv")[forgone.UNIGRAMS]
+    if "map" in results:
+        unigrams = renewed(unigrams, forgone.bin_unigrams(results["map"]), ["cell", "bin"])
+    files.write_table(FOLDER / "gains.csv", forgone.gains(losses, unigrams))
     experiment = files.read_json(FOLDER / "experiment.json")
     files.write_json(FOLDER / "experiment.json", {**experiment, "sha256": files.digests(FOLDER, ["*.csv"])})
     picture, *_ = theme.png(charts.regime_map(*forgone.rare_on_map(forgone.by_seed(losses))))
@@ -60,12 +63,6 @@ def _write_best(results: Results) -> None:
     known = {**results.params, **results.params["variants"][BEST]}
     known.pop("variants")
     write_results(replace(results, **kept, tokens=None, params=known), FOLDER, "python results/map/export.py")
-
-
-def _renewed(committed: list[Path], tables: list[pd.DataFrame], key: list[str]) -> pd.DataFrame:
-    """The rows of committed tables, in their place, with those of `tables` instead where the key is the same, then the others."""
-    rows = pd.concat([*map(pd.read_csv, committed), *tables], ignore_index=True)
-    return rows[key].drop_duplicates().merge(rows.drop_duplicates(key, keep="last"), on=key)
 
 
 if __name__ == "__main__":
