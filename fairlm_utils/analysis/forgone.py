@@ -79,7 +79,7 @@ def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
     for choice in settings.to_dict("records"):
         cell = frame[(frame["model"] == choice["model"]) & (frame["cell"] == choice["cell"])]
         for split, of_split in cell.groupby("split", sort=False):
-            losses_of = of_split.set_index(["learning_rate", "weight_decay", "seed"])
+            losses_of = of_split.set_index(["learning_rate", "weight_decay", "seed"]).sort_index()
             candidates = losses_of if jointly else losses_of.loc[[choice["base_rate"]]]
             for group in ("average", "balanced", "low", "high", *bins_of(frame)):
                 losses = candidates[group].unstack("seed").dropna()
