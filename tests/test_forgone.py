@@ -92,6 +92,9 @@ def test_what_is_said_is_what_the_table_holds(path):
     assert drawn[0]["targets"].cat.categories.tolist() == ["30k", "2M"] and "0.20 nats of held-out" in drawn[3]
     spec = charts.regime_map(*drawn).to_dict()
     said = [row["said"] for rows in spec["datasets"].values() for row in rows]
+    drawn[0].loc[drawn[0].index[0], drawn[1]] = -0.001
+    again = [row["said"] for rows in charts.regime_map(*drawn).to_dict()["datasets"].values() for row in rows]
+    assert "+0.00" in again and "-0.00" not in again
     assert said.count("not run") == 4 and "+0.20" in said  # a cell of either size was run at one number of epochs
 
 

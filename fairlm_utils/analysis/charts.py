@@ -248,7 +248,7 @@ def regime_map(cells: pd.DataFrame, value: str, panel: str, title: str, subtitle
     )
     drawn = cells.astype({"targets": str}).set_index(every.names).reindex(every).reset_index()
     known = drawn[value].notna()
-    drawn["said"] = drawn[value].map("{:+.2f}".format).where(known, "not run")
+    drawn["said"] = drawn[value].map("{:+z.2f}".format).where(known, "not run")
     drawn["chosen"] = drawn["weight_decay"].map("λ = {:g}".format).where(known, "")
     drawn["useful"] = drawn["useful"].eq(True)
     most = float(np.nan_to_num(drawn.loc[drawn["useful"], value].abs().max())) or 1.0  # none is useful, or all are 0
