@@ -290,25 +290,29 @@ def renewed(table: pd.DataFrame, newer: pd.DataFrame, key: Sequence[str]) -> pd.
 def joined(committed: Results, runs: Results) -> Results:
     """The tables of an experiment with more of its runs, which take the place of their like: its other runs may be gone.
 
-    Of the runs' seconds the median is that of the larger part. Raises RunError if parameters or text are not the same.
+    Of the runs' seconds the median is that of the larger part. Raises RunError if parameters or text are not the same, and
+    for tables with one by token, whose means over seeds say nothing of each.
     """
-    differing = sorted(k for k in {**committed.params, **runs.params} if committed.params.get(k) != runs.params.get(k))
-    of_text = [r.provenance["corpus"].get("fingerprint") for r in (committed, runs)]
-    if differing or of_text[0] != of_text[1] or (committed.tokens is not None):
-        what = ", ".join(differing) or ("text" if of_text[0] != of_text[1] else "loss by token, a mean over seeds")
-        raise files.RunError(f"{runs.params['experiment']}: tables that differ in {what} are not joined")
+    name, old, new = runs.params["experiment"], committed.params, runs.params
+    differing = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
+    if committed.provenance.get("corpus") != runs.provenance.get("corpus"):
+        differing.append("text")
+    if differing:
+        raise files.RunError(f"{name}: tables that differ in {', '.join(differing)} are not joined")
+    if committed.tokens is not None:
+        raise files.RunError(f"{name}: {TOKENS} holds means over seeds, to which none is added; run all seeds again")
     of_run = [a for a in identity.AXES if a in committed.totals]
     tables = {}
-    for name in (*TABLES, *SOME_TABLES):
-        old, new = getattr(committed, name), getattr(runs, name)
-        if old is None or new is None:
+    for table in (*TABLES, *SOME_TABLES):
+        of_both = [getattr(committed, table), getattr(runs, table)]
+        if any(rows is None for rows in of_both):
             continue
-        if name == "counts":
-            tables[name] = distinct_counts(pd.concat([old, new]))
+        if table == "counts":
+            tables[table] = distinct_counts(pd.concat(of_both))
             continue
-        kept = old.merge(new[of_run].drop_duplicates(), on=of_run, how="left", indicator="of")
-        rows = pd.concat([kept[kept.pop("of") == "left_only"], new], ignore_index=True)
-        tables[name] = rows.sort_values(of_run, kind="stable", ignore_index=True)
+        kept = of_both[0].merge(of_both[1][of_run].drop_duplicates(), on=of_run, how="left", indicator="of")
+        rows = pd.concat([kept[kept.pop("of") == "left_only"], of_both[1]], ignore_index=True)
+        tables[table] = rows.sort_values(of_run, kind="stable", ignore_index=True)
     return replace(committed, **tables, provenance=_joined_provenance(committed, runs, tables["totals"]))
 
 
