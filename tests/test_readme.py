@@ -160,11 +160,13 @@ def test_what_is_said_of_remedies_is_what_their_table_says():
     text = " ".join(README.split())
     *_, at_other_rates = tradeoffs.say_other_rates(regime, numbers)[0].split("; at ")
     rate, changed = at_other_rates.split(" ", 1)
-    assert tradeoffs.say_best(judged)[1] in text and f"At rate {rate} it does: {changed}." in text
     assert (
-        f"By the rule fixed before the runs (100k targets, 10 epochs, 4 seeds) {tradeoffs.say_remedies(judged)}" in text
+        all(line in text for line in tradeoffs.say_best(judged)[1:]) and f"At rate {rate} it does: {changed}." in text
     )
-    assert judged["n_seeds"].eq(4).all() and "no remedy is recommended" in text
+    assert (
+        f"By the rule fixed before the runs (100k targets, 10 epochs, 5 seeds) {tradeoffs.say_remedies(judged)}" in text
+    )
+    assert judged["n_seeds"].eq(5).all() and "no remedy is recommended" in text
     table = judged.set_index("variant")
     measures = ("heldout_average", "heldout_low_frequency")
     changes = {n: [interval(*table.loc[n, [m, f"{m}_low", f"{m}_high"]]) for m in measures] for n in table.index}
@@ -177,10 +179,13 @@ def test_what_is_said_of_remedies_is_what_their_table_says():
         f"{table.loc[low, 'p_holm']:.2g}) and the average by {changes[low][0]}, at the cost of high-frequency types, {paid}; without "
         f"row decay they do as much. {best} has the lowest average, {changes[best][0]} (Holm-corrected p = "
         f"{table.loc[best, 'p_holm_average']:.2g}), and theirs changes by {changes[best][1]} "
-        f"({table.loc[best, 'p_holm']:.2f}); which parameters or rows decay"
+        f"({table.loc[best, 'p_holm']:.2g}); of which parameters or rows decay one alone changes theirs beyond seeds, no embedding: "
+        f"{changes['no embedding'][1]} ({table.loc['no embedding', 'p_holm']:.2g}), and the average by {changes['no embedding'][0]} "
+        f"({table.loc['no embedding', 'p_holm_average']:.2g})."
     ) in RESULTS
     kinds = tradeoffs.kinds_of_remedies(regime.params["variants"])
-    assert table.loc[kinds.index[kinds.isin(["which parameters decay", "decay by row"])], "p_holm"].gt(0.05).all()
+    of_decay = table.loc[kinds.index[kinds.isin(["which parameters decay", "decay by row"])], "p_holm"]
+    assert of_decay.index[of_decay < 0.05].tolist() == ["no embedding"]
 
 
 def test_answers_on_the_extremes_are_those_of_the_results():

@@ -64,7 +64,7 @@ def test_the_remedy_recommended_is_the_best_for_rare_types_of_those_no_worse_on_
     assert said.startswith("recommended: better, which changes the held-out loss of low-frequency types by -0.600 nats")
     assert "over 5 variants" in said and "the training average loss (+0.600" in said
     assert "3 seeds; it raises the held-out loss of high-frequency types (+0.120" in said
-    first, said = tradeoffs.say_best(judged)
+    first, said, both = tradeoffs.say_best(judged)
     assert "slight has the lowest held-out average loss (-0.100" in first
     # plain decay is no worse than itself and is not counted; the averages' smallest of 5 p-values, by hand as above
     assert (
@@ -74,6 +74,15 @@ def test_the_remedy_recommended_is_the_best_for_rare_types_of_those_no_worse_on_
     )
     assert f"Holm-corrected p = {3 * 2 * stats.t.sf(0.1 / (0.01 / np.sqrt(3)), 2):.2g})" in first and "(-0.600" in said
     assert "changes that of high-frequency types by +0.120" in said
+    assert both == "Holm-corrected, 0 of 5 lower both the held-out average and the loss of rare types"
+    *_, both = tradeoffs.say_best(tradeoffs.judge_remedies(remedies(better=(-0.5, -0.6), half=(0.0, -0.6))))
+    assert "1 of 3 lower both the held-out average and the loss of rare types: better (-0.500" in both
+    four = tradeoffs.judge_remedies(remedies(**{name: (-2.0, -4.0 + k) for k, name in enumerate("abcd")}))
+    assert (
+        "4 of 5 lower both" in (said := tradeoffs.say_best(four)[2])
+        and "types, most: a (" in said
+        and "; d" not in said
+    )
 
 
 def test_variants_that_change_rare_types_are_counted():

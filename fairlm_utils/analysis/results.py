@@ -47,6 +47,8 @@ _TEXT = {"model", "variant", "split", "language", "bin", "frequency_class", "kin
 _WHOLE = (_TEXT - {"token"}) | {*_RUN, "n_train", "n_train_tokens", "chance", *_MEANS}
 #: Types of the largest vocabulary whose table is written for committing; that of a larger one stays with its runs.
 MAX_COMMITTED_TYPES = 5_000
+#: Parameters of no effect on the results.
+_NO_EFFECT = {*TrainingParams.NOT_IN_RUN_ID, "eval_batch_size"}
 _RESTORE = "restore it, or make it again by the command in its README.md"
 
 
@@ -243,7 +245,7 @@ def _shared_params(directories: list[Path]) -> dict[str, Any]:
     of_variant: dict[str, tuple[Path, dict[str, Any]]] = {}
     for directory in directories:
         params = identity.recorded_params(directory)
-        left_out = {*identity.AXES, *TrainingParams.NOT_IN_RUN_ID, "eval_batch_size"}  # of no effect on the results
+        left_out = {*identity.AXES, *_NO_EFFECT}
         fixed = {k: v for k, v in {**identity.EVALUATION, **params}.items() if k not in left_out}
         first, known = of_variant.setdefault(params.get("variant", ""), (directory, fixed))
         differing = sorted(k for k, v in known.items() if fixed.get(k) != v)
@@ -294,7 +296,7 @@ def joined(committed: Results, runs: Results) -> Results:
     for tables with one by token, whose means over seeds say nothing of each.
     """
     name, old, new = runs.params["experiment"], committed.params, runs.params
-    differing = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
+    differing = sorted(k for k in {**old, **new} if k not in _NO_EFFECT and old.get(k) != new.get(k))
     if committed.provenance.get("corpus") != runs.provenance.get("corpus"):
         differing.append("text")
     if differing:

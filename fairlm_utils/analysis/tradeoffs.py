@@ -171,10 +171,10 @@ def say_other_rates(results: Results, numbers: pd.DataFrame, confidence: float =
     ]
 
 
-def say_best(judged: pd.DataFrame) -> list[str]:
-    """Which variant of `judge_remedies` lowers the held-out average most, and which the loss of rare types at no worse average.
+def say_best(judged: pd.DataFrame, confidence: float = 0.95) -> list[str]:
+    """Which variant of `judge_remedies` lowers the held-out average most, which the loss of rare types at no worse average.
 
-    None by one seed, which has no intervals.
+    And which lower both beyond chance, each Holm-corrected. None by one seed, which has no intervals.
     """
     if judged["n_seeds"].max() < 2:
         return []
@@ -182,12 +182,18 @@ def say_best(judged: pd.DataFrame) -> list[str]:
     others = judged[judged["variant"] != PLAIN_DECAY]
     able = others[others["not_worse"]]
     first, second = (row.to_dict() for row in (others.loc[others[average].idxmin()], able.loc[able[low].idxmin()]))
+    fall = (others[[average, low]] < 0) & (others[["p_holm_average", "p_holm"]].to_numpy() < 1 - confidence)
+    both = [
+        f"{r['variant']} ({_by(r, average)} and {_by(r, low)})" for r in others[fall.all(axis=1)].to_dict("records")
+    ]
     return [
         f"Of {len(others)} variants beside plain decay {first['variant']} has the lowest {MEASURES[average]} "
         f"({_by(first, average)}, Holm-corrected p = {first['p_holm_average']:.2g})",
         f"Of the {len(able)} of {len(others)} variants whose held-out average is not worse than plain decay's, {second['variant']} has "
         f"the lowest {MEASURES[low]} ({_by(second, low)}, Holm-corrected p = {second['p_holm']:.2g}), and changes that "
         f"of high-frequency types by {_by(second, high)}",
+        f"Holm-corrected, {len(both)} of {len(others)} lower both the held-out average and the loss of rare types"
+        + f"{', most' * (len(both) > 3)}: {'; '.join(both[:3])}" * bool(both),
     ]
 
 
