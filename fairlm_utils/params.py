@@ -355,6 +355,9 @@ class RemediesParams(Parameters):
         ["results/remedies-regime", "results/remedies-memorising", "results/remedies-onepass"],
         "results of experiments with variants, one per regime",
     )
+    elsewhere_table: GivenPath = _param(
+        "results/remedies-regime/no_embedding.csv", "losses of one remedy and of plain decay in other cells"
+    )
     confidence: float = _param(0.95, "level of the intervals over seeds, Student t", gt=0, lt=1)
 
 

@@ -85,6 +85,33 @@ def test_the_remedy_recommended_is_the_best_for_rare_types_of_those_no_worse_on_
     )
 
 
+def test_a_remedy_stays_where_average_and_rare_types_both_fall():
+    def rows(cell, variant, average, low):
+        own = {
+            "cell": cell,
+            "learning_rate": 0.004,
+            "weight_decay": 0.3,
+            "variant": variant,
+            "split": "held-out",
+            "high": 4.0,
+        }
+        return [{**own, "seed": k, "average": average + e, "low": low} for k, e in enumerate((-0.01, 0.0, 0.01))]
+
+    table = pd.DataFrame([
+        *rows("a", "plain decay", 5.0, 7.0), *rows("a", "x", 4.9, 6.8), *rows("b", "plain decay", 5.0, 7.0), *rows("b", "x", 4.9, 7.1),
+    ])  # fmt: skip
+    assert list(table[tradeoffs.ELSEWHERE]) == tradeoffs.ELSEWHERE
+    verdict, first, second = tradeoffs.say_elsewhere(table)
+    assert verdict == "Both fall beyond seed-to-seed variation in 1 of 2 cells"
+    assert first.startswith(
+        "a, rate 0.004, λ = 0.3: x changes the held-out average by -0.100 nats [-0.100, -0.100], the"
+    )
+    assert (
+        "by -0.200 nats [-0.200, -0.200] and that of high-frequency ones by +0.000" in first
+        and "by +0.100 nats" in second
+    )
+
+
 def test_variants_that_change_rare_types_are_counted():
     judged = tradeoffs.judge_remedies(remedies(better=(0.0, -0.6), costly=(0.2, -0.9), slight=(-0.1, -0.02)))
     assert tradeoffs.say_counts(judged).startswith("after Holm's correction 2 of 4 variants lower")

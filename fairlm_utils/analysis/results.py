@@ -43,7 +43,7 @@ SOME_TABLES = {
     "words": [*_RUN, "split", "bin", "bin_low", "n_words", "n_occurrences", "loss", "loss_occurrences"],
     "languages": [*_RUN, "split", "language", "share", "n_bytes", "bits_per_byte", "n_types", "low_frequency_types"],
 }
-_TEXT = {"model", "variant", "split", "language", "bin", "frequency_class", "kind", "token"}
+_TEXT = {"model", "variant", "cell", "split", "language", "bin", "frequency_class", "kind", "token"}
 _WHOLE = (_TEXT - {"token"}) | {*_RUN, "n_train", "n_train_tokens", "chance", *_MEANS}
 #: Types of the largest vocabulary whose table is written for committing; that of a larger one stays with its runs.
 MAX_COMMITTED_TYPES = 5_000

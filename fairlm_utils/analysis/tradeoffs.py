@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,6 +14,8 @@ from fairlm_utils.analysis.sentences import interval
 
 #: Variants of an experiment on remedies that the others are measured from.
 NO_DECAY, PLAIN_DECAY = "no decay", "plain decay"
+#: Columns of runs that compare one remedy with plain decay in other cells and at other rates, losses in nats.
+ELSEWHERE = ["cell", "learning_rate", "weight_decay", "variant", "seed", "split", "average", "low", "high"]
 #: What remedies are judged on, the first first.
 MEASURES = {
     "heldout_average": "held-out average loss",
@@ -108,11 +110,13 @@ def judge_remedies(numbers: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
     return pd.DataFrame(judged, index=low.index).sort_values("heldout_low_frequency", kind="stable").reset_index()
 
 
-def _changes_from(reference: str, numbers: pd.DataFrame, confidence: float) -> dict[str, pd.DataFrame]:
+def _changes_from(
+    reference: str, numbers: pd.DataFrame, confidence: float, measures: Iterable[str] = MEASURES
+) -> dict[str, pd.DataFrame]:
     """`mean_interval` by variant of the change of every measure of `numbers` from a variant, paired by seed."""
     table = numbers.set_index(["variant", "seed"])
     changes = table.sub(table.loc[reference], level="seed").reset_index()
-    return {m: mean_interval(changes, m, confidence).set_index("variant") for m in MEASURES if m in table}
+    return {m: mean_interval(changes, m, confidence).set_index("variant") for m in measures if m in table}
 
 
 def say_remedies(judged: pd.DataFrame) -> str:
@@ -195,6 +199,26 @@ def say_best(judged: pd.DataFrame, confidence: float = 0.95) -> list[str]:
         f"Holm-corrected, {len(both)} of {len(others)} lower both the held-out average and the loss of rare types"
         + f"{', most' * (len(both) > 3)}: {'; '.join(both[:3])}" * bool(both),
     ]
+
+
+def say_elsewhere(table: pd.DataFrame, confidence: float = 0.95) -> list[str]:
+    """What a remedy changes from plain decay on held-out text in each cell of a table of ELSEWHERE, and in how many it stays.
+
+    It stays where average and loss of low-frequency types are both lower, each by an interval of differences paired by seed.
+    """
+    (remedy,) = set(table["variant"]) - {PLAIN_DECAY}
+    held, lines, n_stay = table[table["split"] == "held-out"], [], 0
+    keys = ["cell", "learning_rate", "weight_decay"]
+    for (cell, rate, weight_decay), own in held.groupby(keys, sort=False):
+        of = _changes_from(PLAIN_DECAY, own.drop(columns=[*keys, "split"]), confidence, ("average", "low", "high"))
+        average, low, high = (of[m].loc[remedy] for m in ("average", "low", "high"))
+        said = [interval(c["mean"], c["low"], c["high"], unit=" nats") for c in (average, low, high)]
+        lines.append(
+            f"{cell}, rate {rate:g}, λ = {weight_decay:g}: {remedy} changes the held-out average by {said[0]}, the loss of "
+            f"low-frequency types by {said[1]} and that of high-frequency ones by {said[2]}"
+        )
+        n_stay += bool(average["high"] < 0 and low["high"] < 0)
+    return [f"Both fall beyond seed-to-seed variation in {n_stay} of {len(lines)} cells", *lines]
 
 
 def say_counts(judged: pd.DataFrame, confidence: float = 0.95) -> str:
