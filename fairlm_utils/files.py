@@ -80,7 +80,7 @@ def progress(*arguments: Any, **options: Any) -> tqdm:
 _FULL = re.compile(
     r"No space left|[Dd]isk quota|\d+ requested and \d+ written|PytorchStreamWriter|unexpected pos \d+ vs"
 )
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
 
 
 @contextmanager
