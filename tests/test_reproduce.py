@@ -86,3 +86,10 @@ def test_a_committed_page_is_what_the_code_writes_of_the_committed_tables(page):
     for section in summary.sections(results):
         assert section in text, "python results/refresh.py writes it anew"
     assert f"![{summary._picture(results).description}](" in text
+
+
+def test_variants_without_a_run_at_0_have_the_tables_that_need_none():
+    regime = load_results(ROOT / "results" / "effects")
+    of_tables = {name: getattr(regime, name) for name in ("totals", "bins", "classes")}
+    decayed = dataclasses.replace(regime, **{name: t[t["weight_decay"] > 0] for name, t in of_tables.items()})
+    assert [section.splitlines()[0] for section in summary.sections(decayed)] == ["## Table 1", "## Scale"]

@@ -87,7 +87,8 @@ def _tables(results: Results) -> dict[str, pd.DataFrame]:
     in_common = {"Table 1": metrics.table_1(results.totals, TABLE_1), "Scale": sheet}
     if "variant" not in results.totals:
         return {"Claims": claims.claims(results).drop(columns="model"), **in_common}
-    if not (results.totals["weight_decay"] > 0).any():  # a tuning of other parameters
+    weight_decay = results.totals["weight_decay"]
+    if not ((weight_decay > 0).any() and (weight_decay == 0).any()):  # of other parameters
         return in_common
     if not tradeoffs.has_remedies(results):
         return {"Change from λ = 0": comparisons.at_weight_decay(results, np.inf), **in_common}
