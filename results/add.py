@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from fairlm_utils import files
-from fairlm_utils.analysis.results import joined, load_results
+from fairlm_utils.analysis.results import joined, load_results, record_digests
 from fairlm_utils.experiment import summary
 
 
@@ -17,6 +17,7 @@ def add(folder: Path, runs: Path | None = None) -> None:
     committed = load_results(folder)
     more = load_results(runs or files.PROJECT / "runs" / committed.params["experiment"])
     summary.save(joined(committed, more), folder, committed.provenance["command"])
+    record_digests(folder)
 
 
 if __name__ == "__main__":

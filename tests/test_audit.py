@@ -19,7 +19,7 @@ from fairlm_utils.experiment import audit
 from fairlm_utils.frequency import token_counts
 from fairlm_utils.lm.corpora import Corpus, load_corpus
 from fairlm_utils.lm.tokenization import KINDS, encode, load_tokenizer, token_kinds, train_bpe
-from fairlm_utils.lm.words import bytes_of_each_token, word_of_each_token
+from fairlm_utils.lm.words import bytes_of_each_token, unspelled, word_of_each_token
 from fairlm_utils.params import AuditParams, ParameterError
 
 
@@ -152,13 +152,15 @@ def test_tokens_that_reach_into_two_words_leave_both_out():
 
     text = "a b  cé."
     #        a         " b  c" reaches over b and c   "é"      "."      nothing, as a marker has it
-    spans, word, broken = word_of_each_token(text, np.array([[0, 1], [1, 6], [6, 7], [7, 8], [8, 8]]))
+    offsets = np.array([[0, 1], [1, 6], [6, 7], [7, 8], [8, 8]])
+    spans, word, broken = word_of_each_token(text, offsets, unspelled(text, offsets))
     assert spans.tolist() == [[0, 1], [2, 3], [5, 8]] and broken.tolist() == [False, True, True]
     assert word[:4].tolist() == [0, 1, 2, 2]
-    spans, word, broken = word_of_each_token(" a\n b ", np.array([[0, 1], [1, 3], [3, 5], [5, 6]]))
+    offsets = np.array([[0, 1], [1, 3], [3, 5], [5, 6]])
+    spans, word, broken = word_of_each_token(" a\n b ", offsets, unspelled(" a\n b ", offsets))
     assert word.tolist() == [0, 0, 1, 2] and not broken.any()  # white space belongs to the next word, the last to none
-    offsets = np.array([[0, 1], [1, 3], [2, 3], [2, 3], [3, 4]])  # the second character in three pieces
-    assert bytes_of_each_token("a🙂é", np.minimum(offsets, 3)).tolist() == [1, 6, 0, 0, 0]
+    offsets = np.minimum([[0, 1], [1, 3], [2, 3], [2, 3], [3, 4]], 3)  # the second character in three pieces
+    assert bytes_of_each_token("a🙂é", offsets, unspelled("a🙂é", offsets)).tolist() == [1, 6, 0, 0, 0]
 
 
 def test_gain_is_what_a_model_knows_beyond_counts(folder, corpus_file):

@@ -140,7 +140,10 @@ def load_experiments(folders: Sequence[str | Path]) -> dict[str, Results]:
 
 def _stacked(paths: Sequence[Path], columns: Sequence[str]) -> pd.DataFrame:
     """The table of these files under one another, by model, variant, λ and seed."""
-    table = pd.concat([read_csv(path, columns) for path in paths], ignore_index=True)
+    return _in_order(pd.concat([read_csv(path, columns) for path in paths], ignore_index=True))
+
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values([a for a in identity.AXES if a in table], kind="stable", ignore_index=True)
 
 
@@ -306,15 +309,12 @@ def joined(committed: Results, runs: Results) -> Results:
     of_run = [a for a in identity.AXES if a in committed.totals]
     tables = {}
     for table in (*TABLES, *SOME_TABLES):
-        of_both = [getattr(committed, table), getattr(runs, table)]
-        if any(rows is None for rows in of_both):
-            continue
+        rows, more = getattr(committed, table), getattr(runs, table)
         if table == "counts":
-            tables[table] = distinct_counts(pd.concat(of_both))
-            continue
-        kept = of_both[0].merge(of_both[1][of_run].drop_duplicates(), on=of_run, how="left", indicator="of")
-        rows = pd.concat([kept[kept.pop("of") == "left_only"], of_both[1]], ignore_index=True)
-        tables[table] = rows.sort_values(of_run, kind="stable", ignore_index=True)
+            tables[table] = distinct_counts(pd.concat([rows, more]))
+        elif rows is not None and more is not None:
+            again = rows.set_index(of_run).index.isin(more.set_index(of_run).index)
+            tables[table] = _in_order(pd.concat([rows[~again], more], ignore_index=True))
     return replace(committed, **tables, provenance=_joined_provenance(committed, runs, tables["totals"]))
 
 
@@ -329,6 +329,12 @@ def _joined_provenance(committed: Results, runs: Results, totals: pd.DataFrame) 
         "peak_memory_mb": max(old["peak_memory_mb"], new["peak_memory_mb"]),
         "n_runs": int((totals["split"] == SPLITS[0]).sum()),
     }
+
+
+def record_digests(folder: Path) -> None:
+    """Record the digests of all tables of a folder of `results/`, those that a script of its own adds too, in its experiment.json."""
+    known = files.read_json(folder / "experiment.json")
+    files.write_json(folder / "experiment.json", {**known, "sha256": files.digests(folder, ["*.csv"])})
 
 
 def write_results(results: Results, folder: str | Path, command: str) -> None:

@@ -211,13 +211,12 @@ def say_elsewhere(table: pd.DataFrame, confidence: float = 0.95) -> list[str]:
     keys = ["cell", "learning_rate", "weight_decay"]
     for (cell, rate, weight_decay), own in held.groupby(keys, sort=False):
         of = _changes_from(PLAIN_DECAY, own.drop(columns=[*keys, "split"]), confidence, ("average", "low", "high"))
-        average, low, high = (of[m].loc[remedy] for m in ("average", "low", "high"))
-        said = [interval(c["mean"], c["low"], c["high"], unit=" nats") for c in (average, low, high)]
+        row = pd.DataFrame(with_intervals(of)).loc[remedy].to_dict()
         lines.append(
-            f"{cell}, rate {rate:g}, λ = {weight_decay:g}: {remedy} changes the held-out average by {said[0]}, the loss of "
-            f"low-frequency types by {said[1]} and that of high-frequency ones by {said[2]}"
+            f"{cell}, rate {rate:g}, λ = {weight_decay:g}: {remedy} changes the held-out average by {_by(row, 'average')}, the loss "
+            f"of low-frequency types by {_by(row, 'low')} and that of high-frequency ones by {_by(row, 'high')}"
         )
-        n_stay += bool(average["high"] < 0 and low["high"] < 0)
+        n_stay += row["average_high"] < 0 and row["low_high"] < 0
     return [f"Both fall beyond seed-to-seed variation in {n_stay} of {len(lines)} cells", *lines]
 
 

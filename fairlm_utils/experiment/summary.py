@@ -88,7 +88,7 @@ def _tables(results: Results) -> dict[str, pd.DataFrame]:
     if "variant" not in results.totals:
         return {"Claims": claims.claims(results).drop(columns="model"), **in_common}
     weight_decay = results.totals["weight_decay"]
-    if not ((weight_decay > 0).any() and (weight_decay == 0).any()):  # of other parameters
+    if not ((weight_decay > 0).any() and (weight_decay == 0).any()):  # of variants that differ in other parameters
         return in_common
     if not tradeoffs.has_remedies(results):
         return {"Change from λ = 0": comparisons.at_weight_decay(results, np.inf), **in_common}

@@ -32,12 +32,15 @@ def unspelled(text: str, offsets: np.ndarray) -> np.ndarray:
     return dropped
 
 
-def word_of_each_token(text: str, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def word_of_each_token(
+    text: str, offsets: np.ndarray, dropped: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Words of a document: start and end in characters [words, 2], word of each token [tokens], broken [words].
 
     `offsets` [tokens, 2] are the tokens' first character and the one after their last. A token belongs to the word of which
     it has letters, or, if it is white space alone, to the next (the number of words: to none). A word is *broken* if a token
-    of it reaches into another, or if it has characters that no token has: then it has no loss of its own.
+    of it reaches into another, or if it has characters that no token has, `dropped` of `unspelled`: then it has no loss of
+    its own.
     """
     spans = np.array([m.span() for m in re.finditer(r"\S+", text)], dtype=np.int64).reshape(-1, 2)
     first = np.searchsorted(spans[:, 1], offsets[:, 0], side="right")
@@ -45,19 +48,19 @@ def word_of_each_token(text: str, offsets: np.ndarray) -> tuple[np.ndarray, np.n
     broken = np.zeros(len(spans), dtype=bool)
     for i in np.flatnonzero(last > first):
         broken[first[i] : last[i] + 1] = True
-    n_dropped = np.concatenate([[0], np.cumsum(unspelled(text, offsets))])
+    n_dropped = np.concatenate([[0], np.cumsum(dropped)])
     broken |= n_dropped[spans[:, 1]] > n_dropped[spans[:, 0]]
     return spans, first, broken
 
 
-def bytes_of_each_token(text: str, offsets: np.ndarray) -> np.ndarray:
+def bytes_of_each_token(text: str, offsets: np.ndarray, dropped: np.ndarray) -> np.ndarray:
     """UTF-8 bytes that each token adds to those before it [tokens]: a character in several pieces counts with the first.
 
-    White space that no token has counts with the token after it, other characters of this kind do not count.
+    White space that no token has counts with the token after it; characters that are `dropped` (`unspelled`) do not count.
     """
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     widths = 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)
-    widths = np.where(unspelled(text, offsets), 0, widths)
+    widths = np.where(dropped, 0, widths)
     ends = np.concatenate([[0], np.cumsum(widths)])[np.maximum.accumulate(offsets[:, 1])]
     return np.diff(ends, prepend=0)
 
@@ -93,8 +96,9 @@ def word_losses(
             own[: len(evaluated)] = evaluated
             targets = ~np.isnan(own)
             nats += float(own[targets].sum())
-            n_bytes += int(bytes_of_each_token(text, offsets)[targets].sum())
-            spans, word, broken = word_of_each_token(text, offsets)
+            dropped = unspelled(text, offsets)
+            n_bytes += int(bytes_of_each_token(text, offsets, dropped)[targets].sum())
+            spans, word, broken = word_of_each_token(text, offsets, dropped)
             n = len(spans) + 1
             total = np.bincount(word, weights=own, minlength=n)[:-1]  # NaN if a piece is no target
             touched = np.bincount(word, weights=targets, minlength=n)[:-1] > 0

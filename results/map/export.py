@@ -11,7 +11,7 @@ import pandas as pd
 
 from fairlm_utils import files, identity
 from fairlm_utils.analysis import charts, forgone, theme
-from fairlm_utils.analysis.results import TABLES, Results, load_results, renewed, write_results
+from fairlm_utils.analysis.results import TABLES, Results, load_results, record_digests, renewed, write_results
 
 FOLDER = files.PROJECT / "results" / "map"
 #: Experiments on the map, and the cell that all runs of an experiment without cells of its own are in.
@@ -20,8 +20,6 @@ EXPERIMENTS = {"map": "", "widths": "100k targets, 10 epochs, "}
 BEST = "400k targets, 10 epochs, lr 0.004"
 #: A cell whose learning rate is not decided yet, or that has too few λ or seeds at it: not on the map.
 BEGUN = "400k targets, 30 epochs, "
-
-
 #: What names a row of map.csv and begun.csv.
 KEY = ["model", "variant", "weight_decay", "seed", "split"]
 
@@ -50,8 +48,7 @@ def export(runs_dir: Path) -> None:
     if "map" in results:
         unigrams = renewed(unigrams, forgone.bin_unigrams(results["map"]), ["cell", "bin"])
     files.write_table(FOLDER / "gains.csv", forgone.gains(losses, unigrams))
-    experiment = files.read_json(FOLDER / "experiment.json")
-    files.write_json(FOLDER / "experiment.json", {**experiment, "sha256": files.digests(FOLDER, ["*.csv"])})
+    record_digests(FOLDER)
     picture, *_ = theme.png(charts.regime_map(*forgone.rare_on_map(forgone.by_seed(losses))))
     with files.atomic_path(FOLDER / "map.png") as temporary:
         temporary.write_bytes(picture)

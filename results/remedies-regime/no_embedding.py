@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fairlm_utils import files
 from fairlm_utils.analysis import forgone, tradeoffs
-from fairlm_utils.analysis.results import load_results
+from fairlm_utils.analysis.results import load_results, record_digests
 
 FOLDER = files.PROJECT / "results" / "remedies-regime"
 
@@ -16,13 +16,12 @@ FOLDER = files.PROJECT / "results" / "remedies-regime"
 def export(runs_dir: Path) -> None:
     """One row per run and text, `tradeoffs.ELSEWHERE`, and the table's digest in experiment.json."""
     results = load_results(runs_dir / "no-embedding")
-    named = forgone.table(results)["variant"].str.extract(r"^(?P<cell>.*), (?P<variant>[^,]+)$")
     rates = {name: own["learning_rate"] for name, own in results.params["variants"].items()}
     table = forgone.table(results)
+    named = table["variant"].str.extract(r"^(?P<cell>.*), (?P<variant>[^,]+)$")
     table = table.assign(learning_rate=table["variant"].map(rates), cell=named["cell"], variant=named["variant"])
     files.write_table(FOLDER / "no_embedding.csv", table[tradeoffs.ELSEWHERE])
-    experiment = files.read_json(FOLDER / "experiment.json")
-    files.write_json(FOLDER / "experiment.json", {**experiment, "sha256": files.digests(FOLDER, ["*.csv"])})
+    record_digests(FOLDER)
 
 
 if __name__ == "__main__":
