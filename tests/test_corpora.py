@@ -488,6 +488,7 @@ def test_json_that_holds_no_texts_is_refused_with_its_row(tmp_path):
         ('{"text": "a"}\n[1]\n', "row 2: column .text. holds list"),
         ('{"text": "a"}\n{"text": \n', "line 2: Expecting value"),
         ('{"body": "a"}\n{"title": "b"}\n', "no column 'text'; it has body, title"),
+        ('{"text": "a"}\n{"text": "b", "text": "c"}\n', "line 2: key 'text' stands twice in one object"),
         ('{"text":' * 5000, "recursion"),
     ):
         with pytest.raises((CorpusError, ParameterError), match=said):
@@ -498,6 +499,8 @@ def test_json_that_holds_no_texts_is_refused_with_its_row(tmp_path):
     for text in ('["a", "b"]', '{"text": "a"}\n{"text": "b"}', '{"text": "a"} {"text":\n"b"}'):
         corpus = load(fill(tmp_path, a_json=text) / "a.json")
         assert {*corpus.train, *corpus.heldout} == {"a", "b"}
+    with pytest.raises(CorpusError, match=r"\(key 'text' stands twice"):
+        load(fill(tmp_path, a_json='[{"text": "a", "text": "b"}]') / "a.json")
 
 
 def test_documents_of_txt_are_files_paragraphs_or_lines(tmp_path):
