@@ -60,7 +60,7 @@ def _read(file: Path, overrides: Sequence[tuple[str, str]]) -> list[params.Evalu
 def run(file: Path, overrides: Sequence[tuple[str, str]]) -> None:
     """Train and evaluate one run of FILE, also with several processes through torchrun; grids need one value by -p."""
     fields = params.EvaluationParams.model_fields
-    values = {k: v for k, v in params.read(_entered(file), overrides).items() if k in fields}
+    values = {k: v for k, v in params.read(_entered(file), overrides).items() if k in fields or k == params.VARIANTS}
     p = params.EvaluationParams.check(values, str(file))
     from fairlm_utils.experiment import runs
     from fairlm_utils.lm import processes

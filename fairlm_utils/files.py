@@ -41,6 +41,24 @@ class RunError(UserError, RuntimeError):
     """A run directory or result folder that is missing, incomplete, foreign or in use; the message says what to do."""
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of its keys and values (`object_pairs_hook`). Raises ValueError if a key stands twice: either could be meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in found if keys.count(k) > 1)!r} stands twice in one object")
+    return found
+
+
+def counted(n: int, noun: str) -> str:
+    """A number of things, in words that follow it.
+
+    >>> counted(1, "seed"), counted(2000, "seed")
+    ('1 seed', '2,000 seeds')
+    """
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 300 characters of it, or its type if it has none."""
     lines = str(error).splitlines()

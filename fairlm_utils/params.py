@@ -537,6 +537,8 @@ def expand(values: Mapping[str, Any], source: str = "parameters") -> list[Evalua
     variants = values.pop(VARIANTS, {"": {}})
     if not isinstance(variants, Mapping) or not all(isinstance(v, Mapping) for v in variants.values()) or not variants:
         raise ParameterError(f"{source}: 1 problem(s)\n  - variants: must map names to parameters and their values")
+    if variants != {"": {}} and not all(str(name).strip() for name in variants):
+        raise ParameterError(f"{source}: 1 problem(s)\n  - variants: one has no name; give it one")
     named = itertools.chain(values, *variants.values())
     problems = [f"  - {_unknown(name)}" for name in named if name not in ALL_FIELDS]
     problems += [

@@ -11,7 +11,7 @@ from fairlm_utils.experiment import summary
 
 
 def refresh() -> None:
-    """Replace, in each page that `make results` made, the figure and the sections that `summary` writes."""
+    """Replace, in each page that `make results` made, the figure, the scale and the sections that `summary` writes."""
     for page in sorted((files.PROJECT / "results").glob("*/README.md")):
         text = page.read_text(encoding="utf-8")
         if "make results PARAMS" not in text:  # written by hand or by a command of its own
@@ -21,6 +21,7 @@ def refresh() -> None:
             heading = re.escape(section.splitlines()[0])
             text = re.sub(rf"{heading}\n\n.*?(?=\n\n## |\n\Z)", lambda _, new=section: new, text, flags=re.DOTALL)
         shown = summary.save_picture(results, page.parent)
+        text = re.sub(r"^Scale: .*", lambda _, said=results.scale: f"Scale: {said}.", text, flags=re.MULTILINE)
         text = re.sub(r"^!\[.*\]\(.*\.png\)$", lambda _, new=shown: new, text, flags=re.MULTILINE)
         with files.atomic_path(page) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -363,6 +363,7 @@ def test_counts_from_a_file_make_the_bins(folder, corpus_file, tmp_path, suffix)
         ({"token_id": [1], "count": [0.5]}, "whole numbers"),
         ({"token_id": ["a"], "count": [1]}, "whole numbers"),
         ({"token_id": [1, 2], "count": [2**62, 2**62]}, "at most 2.53"),
+        ({"token_id": [1, 2, 1], "count": [3, 4, 5]}, "token_id 1 stands twice"),
     ],
 )
 def test_a_bad_counts_file_is_explained(tmp_path, table, said):
@@ -372,6 +373,9 @@ def test_a_bad_counts_file_is_explained(tmp_path, table, said):
         audit.read_counts(path, 300)
     with pytest.raises(ParameterError, match="cannot be read"):
         audit.read_counts(tmp_path / "absent.csv", 300)
+    path.write_text("token_id,count,count\n1,2,3\n")
+    with pytest.raises(ParameterError, match="column count stands twice"):
+        audit.read_counts(path, 300)
 
 
 def test_a_vocabulary_of_152_000_types_is_audited_a_batch_at_a_time(tmp_path, documents, corpus_file):

@@ -105,6 +105,8 @@ def test_an_interval_that_holds_everything_bears_no_verdict():
     assert [verdicts(wild)[c] for c in (BALANCED, RATIO, FIGURE_1)] == ["no verdict"] * 3
     one_seed = verdicts(like_the_paper(slopes_of_seeds=(0.0,)))
     assert set(one_seed) == {"no verdict"}
+    assert set(reasons(like_the_paper(slopes_of_seeds=(0.0,)))) == {"one seed has no interval"}
+    assert "the interval over seeds holds both outcomes" in reasons(wild)
     assert "(no interval)" in claims.claims(like_the_paper(slopes_of_seeds=(0.0,)))["ours"][RATIO]
 
 
@@ -113,6 +115,13 @@ def test_a_weight_decay_that_was_not_run_is_said_so():
     by_claim = claims.claims(r, 1.0)["verdict"].tolist()
     assert by_claim.count(claims.NOT_COVERED) == 7 and by_claim[THRESHOLD] == "reproduced"
     assert "λ 0 → 0.3" in claims.claims(r)["claim"].iloc[0]  # the largest run, if none is asked for
+    assert "λ 0 → 2" in claims.claims(like_the_paper(weight_decays=(0.0, 2.0, 3.0)))["claim"].iloc[0]
+
+
+def test_the_rarest_bin_is_the_lowest_that_the_text_has():
+    r = like_the_paper()
+    once = r.bins["bin_low"] == 1
+    assert once.any() and verdicts(replace(r, bins=r.bins[~once]))[SPEED] == "reproduced"
 
 
 def test_the_excess_over_each_ones_floor_stands_beside_the_paper():

@@ -46,6 +46,10 @@ def test_slopes_without_noise_are_exact_and_their_test_turns_with_the_claim():
     assert np.isnan(one["p_value"]) and one["n_seeds"] == 1
     with pytest.raises(ValueError, match="two values"):
         comparisons.slope_test(classes(), largest=0.1)
+    begun = classes(noise=1e-6).query("seed < 2 or weight_decay < 1")
+    assert comparisons.slope_test(begun).iloc[0]["n_seeds"] == 2
+    with pytest.raises(ValueError, match="run at all of them"):
+        comparisons.slope_test(classes().query("seed == 0 and weight_decay < 1 or seed == 1 and weight_decay == 1"))
 
 
 def test_findings_say_harm_help_and_doubt():
@@ -56,6 +60,8 @@ def test_findings_say_harm_help_and_doubt():
     changes = comparisons.paired(frame, "loss")
     harm, gain = comparisons.findings(changes, comparisons.slope_test(frame), 1.0)
     assert "low-frequency types lose" in harm and "rise faster" in harm and "gain" in gain and "do not rise" in gain
+    for asked, used in ((0.7, 0.5), (0.1, 0.5), (5.0, 2.0)):  # of the λ that were run
+        assert f"λ 0 → {used:g}: " in comparisons.findings(changes, comparisons.slope_test(frame), asked)[0]
 
 
 def test_changes_of_groups_are_counted_beyond_seeds_and_the_largest_named():
@@ -93,6 +99,12 @@ def test_changes_at_a_weight_decay_stay_with_their_text():
         assert [cell.split(" ")[0] for cell in table.loc[split].iloc[-4:]] == [f"{sign}{x}.000" for x in (1, 2, 3, 4)]
     with pytest.raises(ValueError, match="no λ above 0"):
         comparisons.at_weight_decay(results, 0.3)
+    two = {name: getattr(results, name) for name in ("totals", "classes")}
+    two = {name: pd.concat([t.assign(variant="a"), t.assign(variant="b", model="n")]) for name, t in two.items()}
+    of_two = comparisons.at_weight_decay(dataclasses.replace(results, **two), 0.7)
+    assert of_two[["model", "variant"]].drop_duplicates().to_numpy().tolist() == [["m", "a"], ["n", "b"]]
+    one = {name: t[(t["variant"] == "a") | (t["weight_decay"] == 0)] for name, t in two.items()}
+    assert set(comparisons.at_weight_decay(dataclasses.replace(results, **one), 0.7)["variant"]) == {"a"}
 
 
 def test_each_setting_is_kept_at_the_rate_that_is_best_without_decay():

@@ -126,6 +126,13 @@ def test_the_command_prints_a_table_and_refuses_what_is_not_an_experiment(capsys
     assert main(["cost", str(PAPER[0])]) == 0
     out = capsys.readouterr().out
     assert "H200" in out and "hours in all" in out and "λ Σ lr = " in out
+    assert main(["cost", str(ROOT / "params" / "widths.yaml")]) == 0
+    points = params.expand(params.read(ROOT / "params" / "widths.yaml"))
+    hours = {p.model: cost.cost(p, "H200")["hours per run"] for p in points}
+    whole = sum(hours[p.model] for p in points)
+    out = capsys.readouterr().out
+    assert f"{whole:.3g}" in out and f"{min(hours.values()):.3g} to {max(hours.values()):.3g}" in out
+    assert "240 runs of 1,000 steps" in out and "16 settings, of which the first has λ Σ lr" in out
     assert main(["cost", str(tmp_path / "nowhere.yaml")]) == 2
 
 

@@ -86,6 +86,9 @@ def test_a_config_file_is_a_model(tmp_path):
     assert model.get_input_embeddings().weight.shape == (100, 8)
     with pytest.raises(ParameterError, match="longer than the 32 positions"):
         models.model_config(str(path), 100, 64)
+    path.write_text('{"model_type": "gpt2", "n_layer": 2, "n_layer": 1}')
+    with pytest.raises(ParameterError, match="key 'n_layer' stands twice"):
+        models.model_config(str(path), 100, 16)
 
 
 def test_an_unknown_model_names_the_known_ones(monkeypatch):

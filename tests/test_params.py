@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from fairlm_utils import params
+from fairlm_utils.__main__ import main
 from fairlm_utils.params import EvaluationParams, ParameterError, TrainingParams
 
 ROOT = Path(__file__).parents[1]
@@ -204,6 +205,7 @@ def test_variants_are_runs_with_names():
         ({"a": {}, "b": {}}, "repeats"),
         ({"a": {}, "b": {"experiment": "other"}}, "'b' sets experiment, which all runs of an experiment share"),
         ({"a": {}, "b": {"runs_dir": "other"}}, "'b' sets runs_dir"),
+        ({"": {}, "b": {"dropout": 0.1}}, "has no name"),
     ],
 )
 def test_bad_variants_are_refused(variants, said):
@@ -214,6 +216,12 @@ def test_bad_variants_are_refused(variants, said):
 def test_variants_given_to_one_notebook_say_what_to_do():
     with pytest.raises(ParameterError, match="make reproduce"):
         TrainingParams.from_namespace({"variants": {"a": {}}})
+
+
+def test_a_file_of_variants_is_not_run_as_one_run_of_none_of_them(tmp_path, capsys):
+    path = tmp_path / "v.yaml"
+    path.write_text("variants:\n  a: {weight_decay: 0.0}\n  b: {weight_decay: 1.0}\n")
+    assert main(["run", str(path)]) == 2 and "variants: name several runs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def test_a_model_named_by_a_long_path_has_its_page(tmp_path):
     nbformat.write(notebook, tmp_path / "a.ipynb")
     titles = ["03 " + "/folder" * 60 + end for end in ("/a.json", "/b.json")]
     report.write_report(tmp_path / "r", "title", [], {}, {title: tmp_path / "a.ipynb" for title in titles})
-    assert len(list((tmp_path / "r").glob("03*.html"))) == 2
+    titles += ["03 of 模型甲.json", "03 of 模型乙.json", "03 of m_1.json", "03 of m-1.json"]
+    report.write_report(tmp_path / "r", "title", [], {}, {title: tmp_path / "a.ipynb" for title in titles})
+    assert len(list((tmp_path / "r").glob("03*.html"))) == len(titles)
 
 
 def test_links_between_notebooks_lead_to_their_pages_or_are_text(tmp_path):

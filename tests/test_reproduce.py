@@ -85,7 +85,7 @@ def test_a_committed_page_is_what_the_code_writes_of_the_committed_tables(page):
     results = load_results(page.parent)
     for section in summary.sections(results):
         assert section in text, "python results/refresh.py writes it anew"
-    assert f"![{summary._picture(results).description}](" in text
+    assert f"![{summary._picture(results).description}](" in text and f"\nScale: {results.scale}.\n" in text
 
 
 def test_variants_without_a_run_at_0_have_the_tables_that_need_none():

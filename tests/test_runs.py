@@ -9,12 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from fairlm_utils import files, identity
 from fairlm_utils.__main__ import main
-from fairlm_utils.analysis.results import TABLES, load_results, write_results
+from fairlm_utils.analysis.results import (
+    TABLES,
+    load_results,
+    read_token_table,
+    token_changes,
+    without_variants,
+    write_results,
+)
 from fairlm_utils.experiment import runs, sweep
 from fairlm_utils.lm import tokenization, training
 from fairlm_utils.params import TrainingParams
@@ -294,13 +302,35 @@ def test_variants_of_several_vocabularies_share_their_text(own):
     assert len(load_results(identity.run_dir(own()).parent).totals) == 4
 
 
+def test_a_finished_run_of_a_folder_that_cannot_be_written_is_used(miniature, monkeypatch):
+    p = miniature(steps=2, window_steps=2)
+    directory = runs.evaluate(p)
+    monkeypatch.setattr(files, "locked", lambda folder: pytest.fail(f"{folder} cannot be written"))
+    assert runs.train(p) == runs.evaluate(p) == directory
+
+
+def test_types_are_compared_over_the_seeds_that_have_both(miniature):
+    """Of a sweep that was interrupted, before the last seed of the largest λ."""
+    runs_of = {}
+    for seed, decay in ((0, 0.0), (0, 1.0), (1, 0.0)):
+        p = miniature(experiment="begun", steps=2, window_steps=2, seed=seed, weight_decay=decay)
+        runs_of[seed, decay] = runs.evaluate(p)
+    results = load_results(runs_of[0, 0.0].parent)
+    losses = [read_token_table(runs_of[0, decay], "training", ["loss", "n_train"]) for decay in (0.0, 1.0)]
+    change = (losses[1]["loss"] - losses[0]["loss"])[losses[0]["n_train"] > 0]
+    assert np.allclose(results.tokens["change_training"], change, atol=1e-4, equal_nan=True)
+    assert token_changes([runs_of[0, 1.0], runs_of[1, 0.0]]) is None
+
+
 def test_variants_may_differ_and_the_results_say_in_what(miniature):
     for variant, dropout in (("plain", 0.0), ("dropped", 0.2)):
         runs.evaluate(miniature(experiment="variants", steps=2, window_steps=2, variant=variant, dropout=dropout))
     folder = identity.run_dir(miniature(experiment="variants")).parent
     results = load_results(folder)
     assert results.params["variants"]["dropped"] == {"dropout": 0.2} and "dropout" not in results.params
-    assert set(results.bins["variant"]) == {"plain", "dropped"} and "2 variants" in results.scale
+    assert set(results.bins["variant"]) == {"plain", "dropped"} and "2 variants, 1 seed each" in results.scale
+    with pytest.raises(files.RunError, match=r"has variants \(dropped, plain, …\)"):
+        without_variants(results)
     with pytest.raises(files.RunError, match="variant"):
         identity.check_experiment([miniature(experiment="variants", variant="plain", steps=2)])
 

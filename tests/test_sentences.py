@@ -59,6 +59,8 @@ def test_a_contrast_has_a_part_per_text_and_names_models_where_there_are_several
         "On training text rare types rises more than frequent ones",
         "On held-out text rare types falls less than frequent ones",
     ]
+    begun = classes(0.4, 0.1).query("weight_decay == 0 or seed == 0")
+    assert sentences.contrast(begun, "frequency_class", NAMES).endswith("1 seed)")
     two = sentences.contrast(pd.concat([both, both.assign(model="n")]), "frequency_class", NAMES)
     assert "; n on held-out text" in two and two.startswith("M on") and two.count("; ") == 3
 
@@ -100,6 +102,11 @@ def test_half_learnt_is_the_first_step_below_half_of_chance():
         "Types of n_v 1–2 are half learnt by step 3,000 at λ = 0 and no step at λ = 1; "
         "types of n_v 3–8 are half learnt by step 1,000 at λ = 0 and step 2,000 at λ = 1"
     )
+    of_two = pd.concat([pd.DataFrame(rows).assign(model="a"), pd.DataFrame(rows).assign(model="b", loss=4.0)])
+    assert sentences.half_learnt(of_two, chance=4.0).startswith(
+        "Of a types of n_v 1–2 are half learnt by step 3,000 at λ = 0"
+    )
+    assert "; of b types of n_v 1–2 are half learnt by no step at λ = 0" in sentences.half_learnt(of_two, chance=4.0)
 
 
 def test_tokens_are_counted_and_the_most_hurt_is_named():
@@ -122,8 +129,11 @@ def test_the_rare_and_the_frequent_targets_of_a_text_are_told_apart():
         {"token": ["a", " b", " c"], "n_train": [9, 1, 2], "loss": [np.nan, 4.0, 1.0], "unigram": [1.0, 5.0, 3.0]}
     )
     said = sentences.in_context(table, 1)
-    assert said.startswith("The 1 targets of low-frequency types cost 4.00 nats on average, the other 1 1.00. ")
-    assert "5.00 and 3.00; the dearest is 'b' (4.00 nats, seen 1 times)" in said
+    assert said == (
+        "Targets of low-frequency types (1) cost 4.00 nats on average, 5.00 by the unigram; the others (1) cost 1.00 nats on "
+        "average, 3.00 by the unigram; the dearest is 'b' (4.00 nats, seen 1 time)"
+    )
+    assert "nan" not in (all_rare := sentences.in_context(table, 9)) and "others" not in all_rare
 
 
 def test_confidence_is_compared_with_accuracy_over_tokens_and_seeds():

@@ -140,6 +140,10 @@ def test_a_corpus_that_changes_between_two_calls_is_named_before_anything_runs(
             {"learning_rate": [0.001, 0.002]},
             "learning_rate: a report compares models, λ and seeds; name settings of others",
         ),
+        (
+            {"weight_decay": [0.0, 1.0], "variants": {"no decay": {}, "plain decay": {"dropout": 0.1}}},
+            "remedies with several runs of a seed",
+        ),
     ],
 )
 def test_a_grid_that_no_report_can_compare_is_refused_before_anything_runs(experiment, tmp_path, values, said):
@@ -291,6 +295,27 @@ def test_bad_files_end_in_one_clear_error_before_anything_runs(tmp_path, capsys,
         assert main(["reproduce", str(path)]) == 2
         assert said in capsys.readouterr().err
     assert main(["sweep", str(tmp_path / "nowhere.yaml")]) == 2
+
+
+def test_each_model_is_shown_at_a_seed_that_it_has():
+    variants = {"a": {"model": "qwen2-tiny", "seed": 0}, "b": {"model": "openelm-tiny", "seed": 1}}
+    shown = reproduce._shown(params.expand({"weight_decay": [0.0, 0.1, 1.0], "variants": variants}))
+    assert [(p.variant, p.weight_decay) for p in shown] == [("a", 0.0), ("a", 1.0), ("b", 0.0), ("b", 1.0)]
+
+
+def test_each_text_and_tokenizer_of_an_experiment_has_its_notebook():
+    def texts(**variants):
+        points = params.expand({"weight_decay": [0.0, 1.0], "variants": variants})
+        return reproduce._tokenizations(points, {"experiment": "e"}, Path("runs/e"), "{}")
+
+    one = texts(a={"dropout": 0.1}, b={})
+    assert list(one) == ["01 tokenization"] and one["01 tokenization"].folder == Path("runs/e")
+    two = texts(a={"vocab_size": 300}, b={"vocab_size": 400}, c={"vocab_size": 300, "dropout": 0.1})
+    assert {title: made.values["vocab_size"] for title, made in two.items()} == {
+        "01 tokenization a": 300,
+        "01 tokenization b": 400,
+    }
+    assert len({made.folder for made in two.values()}) == 2
 
 
 def test_outcomes_are_counted(capsys):

@@ -99,6 +99,11 @@ def test_losses_of_the_theory_above_a_floor_are_fitted_exactly():
     said = theory.say_fits(fits, fitted)
     assert said[0].startswith("The theory's curve has R² ≥ 0.9 at 2 of 2 values of λ > 0 (1.00 at 0.1, 1.00 at 0.3)")
     assert said[0].endswith("), and 1.00 at λ = 0, where the theory has no loss")
+    two = theory.say_fits(pd.concat([fits, fits.assign(model="n", r_squared=0.5)]), fitted)[0]
+    assert (
+        "at 2 of 4 pairs of a model and a λ > 0 (1.00 at m, 0.1, " in two
+        and "0.50 at n, 0.3), and 1.00 (m) and 0.50 (n) at λ" in two
+    )
     assert (
         "-0.50; the theory's is -0.50" in said[1]
         and said[2].startswith("The effective λ rises with")

@@ -1,5 +1,7 @@
 """What remedies are judged on, and which the rule recommends, against numbers computed by hand."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -138,6 +140,12 @@ def test_no_remedy_is_recommended_where_none_is_needed_helps_or_can():
         tradeoffs.judge_remedies(remedies().query("variant != 'no decay'"))
 
 
+def test_where_no_variant_keeps_up_with_plain_decay_that_is_said():
+    first, second, third = tradeoffs.say_best(tradeoffs.judge_remedies(remedies()))
+    assert first.startswith("Of 1 variant beside plain decay no decay has the lowest")
+    assert second == "The held-out average of every other variant is worse than plain decay's" and "0 of 1" in third
+
+
 def test_holms_correction_is_what_keeps_a_small_gain_from_being_recommended():
     """t = 0.03 / (0.01 / √3) = 5.2 with 2 degrees of freedom: p = 0.035, which two variants double."""
     judged = tradeoffs.judge_remedies(remedies(gain=(0.0, -0.03))).set_index("variant")
@@ -175,6 +183,9 @@ def test_what_remedies_are_judged_on_comes_from_the_tables():
     assert (row["train_balanced"], row["heldout_average"], row["heldout_balanced"]) == (2.0, 2.0, 3.0)
     assert (row["train_rarest"], row["heldout_rarest"], row["heldout_low_frequency"]) == (5.0, 6.0, 1.0)
     assert row["heldout_high_frequency"] == 2.0 and row["heldout_ece"] == pytest.approx(0.3 * 4 / 8)
+    twice = dataclasses.replace(results, totals=pd.concat([totals, totals]), params={"experiment": "e"})
+    with pytest.raises(files.RunError, match="several runs of a seed"):
+        tradeoffs.remedy_numbers(twice)
 
 
 def test_what_plain_decay_changes_at_another_rate_is_measured_from_no_decay():

@@ -57,16 +57,16 @@ class Claim:
 def claims(results: Results, weight_decay: float | None = None, confidence: float = 0.95) -> pd.DataFrame:
     """The claims table: one row per model and claim, with the paper's number, ours (mean and Student-t interval) and the verdict.
 
-    `weight_decay` is the λ compared with λ = 0, the largest run up to 1 if none is given; the paper's public numbers are at
-    1, of a learning rate that it does not state. A verdict is "no verdict" where the
-    interval holds both outcomes or one seed gives none, and "not comparable at this scale", with its `reason`, where the
+    `weight_decay` is the λ compared with λ = 0: if none is given, the largest run up to 1, or else the smallest above; the
+    paper's public numbers are at 1, of a learning rate that it does not state. A verdict is "no verdict" where the interval
+    holds both outcomes or one seed gives none, and "not comparable at this scale", with its `reason`, where the
     experiment lacks what the claim is about: text that λ = 0 has memorised, counts so wide that an average can hide
     anything, a model of use on held-out text, or a λ that does not forget within an epoch. A claim whose λ the experiment
     lacks is reported as such.
     """
     if weight_decay is None:
-        run = results.totals["weight_decay"]
-        weight_decay = float(run[run <= 1].max())
+        run = results.totals.loc[results.totals["weight_decay"] > 0, "weight_decay"]
+        weight_decay = float(run[run <= max(1, run.min())].max()) if len(run) else 1.0
     rows = []
     for model in results.totals["model"].unique():
         every = {name: getattr(results, name) for name in ("totals", "bins", "classes")}
@@ -140,7 +140,7 @@ def _claims(results: Results, weight_decay: float, confidence: float) -> list[Cl
     )
     rare, frequent = (
         metrics.change(speed[speed["bin_low"] == b], "learning_speed", weight_decay)
-        for b in (1, speed["bin_low"].max())
+        for b in (speed.loc[speed["bin_low"] > 0, "bin_low"].min(), speed["bin_low"].max())
     )
     covered = len(average) > 0
     zero = training[training["weight_decay"] == 0]
@@ -167,7 +167,7 @@ def _claims(results: Results, weight_decay: float, confidence: float) -> list[Cl
     def row(
         claim: str, exhibit: str, paper: str, ours: str, parts: Sequence[bool | None], rule: str, reason: str = ""
     ) -> Claim:
-        return Claim(claim, exhibit, paper, ours, *_verdict(covered, parts, reason or forgetting), rule)
+        return Claim(claim, exhibit, paper, ours, *_verdict(len(average), parts, reason or forgetting), rule)
 
     memorised = f"comparable if λ = 0 is within {scale.MEMORISED:g} nats of the floor"
     wide = f"and the counts are wide, R({PAPER_SLOPE}) ≥ {WIDE_COUNTS:g}"
@@ -235,9 +235,9 @@ def _claims(results: Results, weight_decay: float, confidence: float) -> list[Cl
 def _ratio(results: Results, weight_decay: float, confidence: float, comparable: str, reason: str) -> Claim:
     table = scale.ratios(results, confidence)
     paper, least, most = paper_ratio()
-    ours, parts = "–", []
+    ours, parts, n_seeds = "–", [], 0
     for row in table[table["weight_decay"] == weight_decay].itertuples():
-        known = row.low == row.low
+        known, n_seeds = row.low == row.low, row.n_seeds
         ours = f"×{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]" if known else f"×{row.ratio:.2f} (no interval)"
         ours += f"; by these counts ×{row.predicted:.2f} at slope {row.slope:.2f}" if row.slope == row.slope else ""
         undecided = not known or (row.low <= 1 and row.high >= least)
@@ -247,7 +247,7 @@ def _ratio(results: Results, weight_decay: float, confidence: float, comparable:
         "Table 1",
         f"×{paper:.1f} [{least:.1f}, {most:.1f}] by rounding",
         ours,
-        *_verdict(bool(parts), parts, reason),
+        *_verdict(n_seeds, parts, reason),
         "the interval of the ratio (Student's t on the logarithms of its seeds) meets what rounding leaves of the paper's; no "
         f"verdict if it holds 1 too; {comparable}",
     )
@@ -256,25 +256,25 @@ def _ratio(results: Results, weight_decay: float, confidence: float, comparable:
 def _threshold(training: pd.DataFrame, confidence: float, comparable: str, reason: str) -> Claim:
     small, clear = (metrics.change(training, "token_balanced_loss", w) for w in (0.1, 0.3))
     covered = len(small) > 0 and len(clear) > 0
-    parts = [_at_most(small, LITTLE, confidence), _not(_at_most(clear, LITTLE, confidence))] if covered else []
+    parts = [_at_most(small, LITTLE, confidence), _not(_at_most(clear, LITTLE, confidence))]
     return Claim(
         "little change of the balanced training loss up to λ = 0.1, a clear one from 0.3 (nats)",
         "Table 1",
         "stated without numbers",
         " and ".join(f"{_interval(v, confidence)} at {w}" for v, w in ((small, 0.1), (clear, 0.3))) if covered else "–",
-        *_verdict(covered, parts, reason),
+        *_verdict(min(len(small), len(clear)), parts, reason),
         f"at most {LITTLE:g} nats at 0.1 and more at 0.3; {comparable}",
     )
 
 
-def _verdict(covered: bool, parts: Sequence[bool | None], reason: str = "") -> tuple[str, str]:
+def _verdict(n_seeds: int, parts: Sequence[bool | None], reason: str = "") -> tuple[str, str]:
     """Verdict and its reason: `parts` of a claim hold, do not, or are undecided (None); `reason` is why it is not comparable."""
-    if not covered:
+    if not n_seeds:
         return NOT_COVERED, ""
     if reason:
         return NOT_COMPARABLE, reason
     if None in parts and True not in parts:
-        return NO_VERDICT, "the interval over seeds holds both outcomes"
+        return NO_VERDICT, "the interval over seeds holds both outcomes" if n_seeds > 1 else "one seed has no interval"
     return REPRODUCED if all(parts) else IN_PART if any(parts) else NOT, ""
 
 

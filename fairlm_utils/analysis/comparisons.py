@@ -123,8 +123,8 @@ def slope_test(classes: pd.DataFrame, largest: float = 1.0, confidence: float = 
 
     The slope is that of the least-squares line of the loss against λ in [0, `largest`], one per seed and class (nats per
     unit of λ). Columns: low, high (mean slopes), difference with its interval (difference_low, difference_high), p_value
-    of the one-sided paired t test that the difference is not above 0, n_seeds, n_weight_decays. Raises ValueError with
-    fewer than two values of λ.
+    of the one-sided paired t test that the difference is not above 0, n_seeds (those that have every λ), n_weight_decays.
+    Raises ValueError with fewer than two values of λ, or if no seed has all.
     """
     within = classes[classes["weight_decay"] <= largest]
     keys = [k for k in metrics.KEYS if k in classes and k not in ("weight_decay", "seed", "frequency_class")]
@@ -133,6 +133,8 @@ def slope_test(classes: pd.DataFrame, largest: float = 1.0, confidence: float = 
         table = group.pivot_table(index="weight_decay", columns=["frequency_class", "seed"], values="loss")
         if len(table) < 2:
             raise ValueError(f"a slope in λ needs two values of λ up to {largest:g}; the experiment has {len(table)}")
+        if (table := table.dropna(axis="columns")).empty:
+            raise ValueError("a slope in λ needs a seed that was run at all of them; finish the runs of one")
         slopes = pd.Series(np.polyfit(table.index, table.to_numpy(), 1)[0], index=table.columns)
         low, high = slopes["low"], slopes["high"]
         found = scale.mean_and_interval(low - high, confidence)
@@ -167,8 +169,9 @@ def stacked(regimes: Mapping[str, Results], table: str) -> pd.DataFrame:
 def at_weight_decay(results: Results, weight_decay: float) -> pd.DataFrame:
     """Change from λ = 0 to `weight_decay`, or the largest λ below it that was run, as `mean ± half interval` (nats).
 
-    One row per variant and split: average and token-balanced loss, low- and high-frequency types. Raises ValueError if the
-    experiment has no λ between 0 and `weight_decay`.
+    One row per variant and split, of several models also per model: average and token-balanced loss, low- and high-frequency
+    types. Runs without a partner of the same seed at the other λ are left out. Raises ValueError if the experiment has no λ
+    between 0 and `weight_decay`.
     """
     run = results.totals["weight_decay"]
     below = run[(run > 0) & (run <= weight_decay)]  # inf takes the largest
@@ -179,11 +182,14 @@ def at_weight_decay(results: Results, weight_decay: float) -> pd.DataFrame:
     totals = results.totals.rename(columns=names).melt(keys, list(names.values()), "measure", "loss")
     classes = results.classes.assign(measure=results.classes["frequency_class"] + "-frequency")
     losses = pd.concat([totals, classes[totals.columns]])
-    changes = paired(losses[losses["weight_decay"].isin([0.0, below.max()])], "loss")
+    two = losses[losses["weight_decay"].isin([0.0, below.max()])]
+    both = two.groupby([k for k in (*keys, "measure") if k != "weight_decay"])["weight_decay"].transform("nunique") == 2
+    changes = paired(two[both], "loss")
     halves = (changes["high"] - changes["mean"]).map(lambda half: "" if np.isnan(half) else f" ± {half:.2g}")
     changes["change"] = changes["mean"].map("{:+.3f}".format) + halves
     order = ["average", "token-balanced", "low-frequency", "high-frequency"]
-    kept = [k for k in ("variant", "split", "weight_decay", "n_seeds") if k in changes]
+    several = ["model"] * (changes["model"].nunique() > 1)
+    kept = [k for k in (*several, "variant", "split", "weight_decay", "n_seeds") if k in changes]
     table = changes.set_index([*kept, "measure"])["change"].unstack("measure")[order]
     return table.loc[list(dict.fromkeys(map(tuple, changes[kept].to_numpy())))].reset_index().rename_axis(columns=None)
 
@@ -191,20 +197,22 @@ def at_weight_decay(results: Results, weight_decay: float) -> pd.DataFrame:
 def findings(changes: pd.DataFrame, slopes: pd.DataFrame, weight_decay: float, confidence: float = 0.95) -> list[str]:
     """Sentences that the tables of `paired` and `slope_test` support, one per regime and text, harm and help alike.
 
+    Of each regime the changes are those at `weight_decay`, or at the largest λ below it that was run, or else the smallest.
     The p-values of the slopes are Holm-corrected over the rows of `slopes`.
     """
     lines, level = [], 1 - confidence
     for row in slopes.assign(p_holm=holm(slopes["p_value"])).itertuples():
         here = changes[(changes["regime"] == row.regime) & (changes["split"] == row.split)]
+        run = here["weight_decay"]
+        at = run[run <= max(weight_decay, run.min())].max()
         low, high = (
-            here[(here["frequency_class"] == c) & (here["weight_decay"] == weight_decay)].iloc[0]
-            for c in ("low", "high")
+            here[(here["frequency_class"] == c) & (here["weight_decay"] == at)].iloc[0] for c in ("low", "high")
         )
         said = [f"{name} types {_direction(c)}" for name, c in (("low-frequency", low), ("high-frequency", high))]
         faster = "rise faster with λ than" if row.p_holm < level else "do not rise reliably faster with λ than"
         first = here[(here["frequency_class"] == "low") & (here["p_value"] < level)]["weight_decay"].min()
         lines.append(
-            f"{row.regime}, {row.split} text, λ 0 → {weight_decay:g}: {' and '.join(said)}; low-frequency types {faster} high-frequency "
+            f"{row.regime}, {row.split} text, λ 0 → {at:g}: {' and '.join(said)}; low-frequency types {faster} high-frequency "
             f"ones (slopes {row.low:+.3f} and {row.high:+.3f}, p = {row.p_value:.2g}, Holm-corrected "
             f"{row.p_holm:.2g}, {row.n_seeds} seeds); smallest λ with a change beyond seeds: {'none' if np.isnan(first) else f'{first:g}'}"
         )

@@ -12,6 +12,7 @@ import pandas as pd
 
 from fairlm_utils.analysis import comparisons, scale, sentences
 from fairlm_utils.analysis.results import Results, read_csv
+from fairlm_utils.files import RunError
 
 #: Columns of the table before those of the bins, losses in nats: `low` and `high` are means over types of each class.
 COLUMNS = ("model", "variant", "weight_decay", "seed", "split", "unigram", "average", "balanced", "low", "high")
@@ -233,9 +234,17 @@ def say_control(together: pd.DataFrame, confidence: float = 0.95) -> str:
 
 
 def say_own_rate(frame: pd.DataFrame, cell: str, learning_rate: float, weight_decay: float) -> str:
-    """How much of what low-frequency types gain on held-out text at a rate is decay mending that rate, in one sentence."""
+    """How much of what low-frequency types gain on held-out text at a rate is decay mending that rate, in one sentence.
+
+    Raises RunError if the map has no such run.
+    """
     own = of_map(frame).query("split == 'held-out' and cell == @cell")
     means = own.groupby(["learning_rate", "weight_decay"])[["average", "low"]].mean()
+    if (learning_rate, weight_decay) not in means.index:
+        raise RunError(
+            f"best_cell: the map has no run of {cell!r} at rate {learning_rate:g} and λ = {weight_decay:g}, where best_results has "
+            "its lowest loss; name the cell of these results"
+        )
     base_rate = means.xs(0.0, level="weight_decay")["average"].idxmin()
     at = means.loc[(learning_rate, weight_decay), "low"]
     here, best = (means.loc[(rate, 0.0), "low"] - at for rate in (learning_rate, base_rate))

@@ -75,20 +75,19 @@ class Results:
         training = self.totals[self.totals["split"] == "training"]
         varied = [a for a in identity.AXES if a in training and a != "seed"]
         n_seeds = training.groupby(varied)["seed"].nunique()
-        n = (
-            f"{training['variant'].nunique()} variants"
-            if "variant" in training
-            else f"{training['weight_decay'].nunique()} values of λ"
-        )
-        seeds = f"{n_seeds.min()}" + (f" to {n_seeds.max()}" if n_seeds.min() < n_seeds.max() else "")
+        n_decays = training["weight_decay"].nunique()
+        n = f"{n_decays} value{'s' * (n_decays > 1)} of λ"
+        if "variant" in training:
+            n = files.counted(training["variant"].nunique(), "variant")
+        seeds = f"{n_seeds.min()} to " * bool(n_seeds.min() < n_seeds.max()) + files.counted(n_seeds.max(), "seed")
         p, targets = self.params, training["n_train_tokens"].astype(int)
-        corpus = p.get("corpus") or " and ".join(own["corpus"] for own in p["variants"].values())
+        corpus = p.get("corpus") or " and ".join(dict.fromkeys(v["corpus"] for v in p["variants"].values()))
         n_targets = f"{targets.min():,}" + (f" to {targets.max():,}" if targets.min() < targets.max() else "")
         context = f"{p['context']} tokens" if "context" in p else "several lengths"
         steps = f"{p['steps']:,} steps" if "steps" in p else "several numbers of steps"
         return (
             f"{', '.join(training['model'].unique())} on {corpus}, {n_targets} training targets in "
-            f"blocks of {context}, {steps}, {n}, {seeds} seeds each"
+            f"blocks of {context}, {steps}, {n}, {seeds} each"
         )
 
 
@@ -124,6 +123,17 @@ def load_results(folder: str | Path) -> Results:
         tokens=token_changes(finished),
         **{name: _if_all_exist(paths[name], columns) for name, columns in SOME_TABLES.items()},
     )
+
+
+def without_variants(results: Results) -> Results:
+    """`results`, of which models, λ and seeds alone differ. Raises RunError if variants do, over which a mean says nothing."""
+    if "variant" in results.totals:
+        names = ", ".join(results.totals["variant"].unique()[:4])
+        raise files.RunError(
+            f"results: {results.params['experiment']} has variants ({names}, …), which are not compared here; 07_remedies compares "
+            "remedies, and the page of a folder of results/ or of a report any variants"
+        )
+    return results
 
 
 def load_experiments(folders: Sequence[str | Path]) -> dict[str, Results]:
@@ -165,20 +175,24 @@ def distinct_counts(counts: pd.DataFrame) -> pd.DataFrame:
 def token_changes(directories: Sequence[Path]) -> pd.DataFrame | None:
     """Every type of the vocabulary that occurs in training: its loss at λ = 0 and how the largest λ up to 1 changes it.
 
-    Means over seeds, of the first model. Columns: token_id, token, kind, n_train, then loss_training, change_training,
-    loss_held-out, change_held-out in nats (empty where the type does not occur). None without λ = 0 and another, or with
-    variants.
+    Means over the seeds that have both, of the first model. Columns: token_id, token, kind, n_train, then loss_training,
+    change_training, loss_held-out, change_held-out in nats (empty where the type does not occur). None if no seed has both,
+    or with variants.
     """
     known = [(d, identity.recorded_params(d)) for d in directories]
     known = [(d, p) for d, p in known if p["model"] == known[0][1]["model"] and p["weight_decay"] <= 1]
     largest = max((p["weight_decay"] for _, p in known), default=0.0)
     if largest == 0 or min(p["weight_decay"] for _, p in known) > 0 or any(p.get("variant") for _, p in known):
         return None
-    of = {w: [d for d, p in known if p["weight_decay"] == w] for w in (0.0, largest)}
-    table = read_token_table(of[largest][0], "training", ["token_id", "token", "kind", "n_train"])
+    of = {w: {p["seed"]: d for d, p in known if p["weight_decay"] == w} for w in (0.0, largest)}
+    seeds = sorted(of[0.0].keys() & of[largest].keys())
+    if not seeds:
+        return None
+    table = read_token_table(of[largest][seeds[0]], "training", ["token_id", "token", "kind", "n_train"])
     for split in SPLITS:
         zero, most = (
-            np.mean([read_token_table(d, split, ["loss"])["loss"] for d in own], axis=0) for own in of.values()
+            np.mean([read_token_table(own[seed], split, ["loss"])["loss"] for seed in seeds], axis=0)
+            for own in of.values()
         )
         table[f"loss_{split}"], table[f"change_{split}"] = zero.round(4), (most - zero).round(4)
     table["weight_decay"] = largest

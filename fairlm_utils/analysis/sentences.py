@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from fairlm_utils import frequency
+from fairlm_utils import files, frequency
 from fairlm_utils.analysis import claims, metrics, scale
 
 #: What to call the loss of the two frequency classes.
@@ -76,7 +76,7 @@ def contrast(
         parts.append(f"{where}on {split} text {said}: {a.mean():+.3f} against {b.mean():+.3f}{unit}")
     if not parts:
         return "No λ above 0 and up to 1 was run, to be compared with λ = 0"
-    return capital(f"{'; '.join(parts)} (λ 0 → {at:g}, {(n := frame['seed'].nunique())} seed{'s' * (n > 1)})")
+    return capital(f"{'; '.join(parts)} (λ 0 → {at:g}, {files.counted(changed['seed'].nunique(), 'seed')})")
 
 
 def _ends(bins: pd.DataFrame) -> list[str]:
@@ -126,21 +126,24 @@ def calibration(reliability: pd.DataFrame) -> str:
 def half_learnt(curves: pd.DataFrame, chance: float) -> str:
     """By which step the mean loss of the rarest and of the most frequent bin is below half of `chance`, log V.
 
-    Of learning curves by bin, means over seeds, at the smallest and at the largest λ up to 1.
+    Of learning curves by bin, means over seeds, at the smallest and at the largest λ up to 1; a part per model and bin.
     """
-    means = curves.groupby(["weight_decay", "bin", "step"], as_index=False)["loss"].mean()
-    first = means[means["loss"] < chance / 2].groupby(["weight_decay", "bin"])["step"].min()
+    curves = curves if "model" in curves else curves.assign(model="")
+    means = curves.groupby(["model", "weight_decay", "bin", "step"], as_index=False)["loss"].mean()
+    first = means[means["loss"] < chance / 2].groupby(["model", "weight_decay", "bin"])["step"].min()
     run = curves["weight_decay"]
     run = run[run <= max(1, run.min())]
 
-    def by(weight_decay: float, name: str) -> str:
-        step = first.get((weight_decay, name))
+    def by(model: str, weight_decay: float, name: str) -> str:
+        step = first.get((model, weight_decay, name))
         return f"{'no step' if step is None else f'step {step:,}'} at λ = {weight_decay:g}"
 
+    models = curves["model"].unique()
     return capital(
         "; ".join(
-            f"types of n_v {name} are half learnt by "
-            f"{' and '.join(by(w, name) for w in sorted({run.min(), run.max()}))}"
+            f"{f'of {model} ' if len(models) > 1 else ''}types of n_v {name} are half learnt by "
+            f"{' and '.join(by(model, w, name) for w in sorted({run.min(), run.max()}))}"
+            for model in models
             for name in _ends(curves)
         )
     )
@@ -152,7 +155,7 @@ def tokens(table: pd.DataFrame) -> str:
     most = table.loc[change.idxmax()]
     return (
         f"The training loss of {(change > 0).sum():,} of {len(change):,} types rises with λ = {most['weight_decay']:g}; most that of "
-        f"{most['token']!r} (seen {most['n_train']:,} times, {change.max():+.2f} nats)"
+        f"{most['token']!r} (seen {files.counted(most['n_train'], 'time')}, {change.max():+.2f} nats)"
     )
 
 
@@ -160,11 +163,15 @@ def in_context(table: pd.DataFrame, most: int) -> str:
     """What the targets of a text cost, the rare ones (at most `most` training counts) and the others; of `evaluation.in_context`."""
     targets = table.dropna()
     rare, others = (targets[side] for side in (targets["n_train"] <= most, targets["n_train"] > most))
+    parts = [
+        f"{name} ({len(own)}) cost {own['loss'].mean():.2f} nats on average, {own['unigram'].mean():.2f} by the unigram"
+        for name, own in (("targets of low-frequency types", rare), ("the others", others))
+        if len(own)
+    ]
     dearest = targets.loc[targets["loss"].idxmax()]
     return (
-        f"The {len(rare)} targets of low-frequency types cost {rare['loss'].mean():.2f} nats on average, the other {len(others)} "
-        f"{others['loss'].mean():.2f}. By the unigram they would cost {rare['unigram'].mean():.2f} and {others['unigram'].mean():.2f}; the "
-        f"dearest is {dearest['token'].strip()!r} ({dearest['loss']:.2f} nats, seen {dearest['n_train']:,} times)"
+        f"{capital('; '.join(parts))}; the dearest is {dearest['token'].strip()!r} ({dearest['loss']:.2f} nats, seen "
+        f"{files.counted(dearest['n_train'], 'time')})"
     )
 
 

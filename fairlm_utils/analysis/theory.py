@@ -196,13 +196,16 @@ def fit_bins(bins: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def say_fits(fits: pd.DataFrame, fitted: pd.DataFrame) -> list[str]:
     """What `fit_bins` found: how many λ > 0 fit well (R² ≥ 0.9), the slopes, the effective λ, and where the misfit lies."""
-    own, without = fits[fits["weight_decay"] > 0], fits.loc[fits["weight_decay"] == 0, "r_squared"]
-    idle = "".join(f", and {r:.2f} at λ = 0, where the theory has no loss" for r in without[:1])
-    r_squared = ", ".join(f"{r:.2f} at {w:g}" for w, r in zip(own["weight_decay"], own["r_squared"], strict=True))
+    own, without = fits[fits["weight_decay"] > 0], fits[fits["weight_decay"] == 0]
+    several = fits["model"].nunique() > 1
+    values = "pairs of a model and a λ > 0" if several else "values of λ > 0"
+    named = [f"{r.r_squared:.2f} at {f'{r.model}, ' * several}{r.weight_decay:g}" for r in own.itertuples()]
+    at_zero = " and ".join(f"{r.r_squared:.2f}{f' ({r.model})' * several}" for r in without.itertuples())
+    idle = f", and {at_zero} at λ = 0, where the theory has no loss" * bool(len(without))
     rises = all(g.sort_values("weight_decay")["effective"].is_monotonic_increasing for _, g in own.groupby("model"))
     left = fitted[fitted["weight_decay"] > 0].groupby("bin_low")["residual"].mean()
     return [
-        f"The theory's curve has R² ≥ 0.9 at {(own['r_squared'] >= 0.9).sum()} of {len(own)} values of λ > 0 ({r_squared}){idle}",
+        f"The theory's curve has R² ≥ 0.9 at {(own['r_squared'] >= 0.9).sum()} of {len(own)} {values} ({', '.join(named)}){idle}",
         f"Slope of log excess against log count: {fits['slope'].min():.2f} to {fits['slope'].max():.2f}; the theory's is -0.50",
         f"The effective λ {'rises' if rises else 'does not always rise'} with the λ of AdamW ({own['weight_decay'].nunique()} values)",
         "Measured minus fitted, mean over λ > 0 (nats): "

@@ -125,8 +125,9 @@ def _change(row: pd.Series) -> str:
 def _level(row: pd.Series, token: pd.Series) -> str:
     """Loss per word over all, beside what the unigram of the same tokens would have per word."""
     edge = ", the largest tried" if row["at_edge"] else ""
+    loss = interval(*row[["loss", "loss_low", "loss_high"]], form="{:.3f}")
     return (
-        f"{row.name} {row['loss']:.3f} [{row['loss_low']:.3f}, {row['loss_high']:.3f}] at λ = {row['weight_decay']:g}{edge} "
+        f"{row.name} {loss} at λ = {row['weight_decay']:g}{edge} "
         f"(the unigram of its own tokens about {token['unigram'] * row['loss'] / token['loss']:.2f})"
     )
 
@@ -136,7 +137,8 @@ def _tokenizer(row: pd.Series, rare: pd.Series, unseen: pd.Series | None) -> str
     if not row["weight_decay"]:
         does = f"decay buys nothing at this rate; {does}, the smallest tried,"
     changes = f"all words by {_change(row)}" + ("" if unseen is None else f" and unseen ones by {_change(unseen)}")
+    forgone = interval(*rare[["forgone", "forgone_low", "forgone_high"]], form="{:.3f}")
     return (
-        f"{row.name}: {does} changes {changes}; at the λ chosen those of {rare['bin']} forgo {rare['forgone']:.3f} "
-        f"[{rare['forgone_low']:.3f}, {rare['forgone_high']:.3f}] against λ = {rare['best_weight_decay']:g}, their best"
+        f"{row.name}: {does} changes {changes}; at the λ chosen those of {rare['bin']} forgo {forgone} against λ = "
+        f"{rare['best_weight_decay']:g}, their best"
     )

@@ -11,9 +11,12 @@ from fairlm_utils.analysis import metrics
 from fairlm_utils.analysis.comparisons import holm, mean_interval, with_intervals
 from fairlm_utils.analysis.results import Results
 from fairlm_utils.analysis.sentences import interval
+from fairlm_utils.files import RunError, counted
 
 #: Variants of an experiment on remedies that the others are measured from.
 NO_DECAY, PLAIN_DECAY = "no decay", "plain decay"
+#: What is said of remedies that no number can be given of.
+SEVERAL_RUNS = "has remedies with several runs of a seed; give the experiment one model, and each variant its own λ"
 #: Columns of runs that compare one remedy with plain decay in other cells and at other rates, losses in nats.
 ELSEWHERE = ["cell", "learning_rate", "weight_decay", "variant", "seed", "split", "average", "low", "high"]
 #: What remedies are judged on, the first first.
@@ -61,8 +64,11 @@ def remedy_numbers(results: Results) -> pd.DataFrame:
 
     The rarest types are those of `rarest_bins`; the expected calibration error is that over all targets of the held-out
     text. `heldout_word` is for the caller to add: under one tokenizer the loss per word is the average loss times the tokens per word.
+    Raises RunError if a variant has several runs of a seed.
     """
     index = ["variant", "seed"]
+    if results.totals.duplicated([*index, "split"]).any():
+        raise RunError(f"{results.params['experiment']}: {SEVERAL_RUNS}")
     wide = results.totals.pivot(index=index, columns="split", values=["average_loss", "token_balanced_loss"])
     rare = rare_loss(results.bins).pivot(index=index, columns="split", values="loss")
     held = results.reliability.query("split == 'held-out'")
@@ -185,17 +191,24 @@ def say_best(judged: pd.DataFrame, confidence: float = 0.95) -> list[str]:
     average, low, high = "heldout_average", "heldout_low_frequency", "heldout_high_frequency"
     others = judged[judged["variant"] != PLAIN_DECAY]
     able = others[others["not_worse"]]
-    first, second = (row.to_dict() for row in (others.loc[others[average].idxmin()], able.loc[able[low].idxmin()]))
+    first = others.loc[others[average].idxmin()].to_dict()
+    if len(able):
+        second = able.loc[able[low].idxmin()].to_dict()
+        at_no_cost = (
+            f"Of the {len(able)} of {len(others)} variants whose held-out average is not worse than plain decay's, {second['variant']} "
+            f"has the lowest {MEASURES[low]} ({_by(second, low)}, Holm-corrected p = {second['p_holm']:.2g}), and changes that "
+            f"of high-frequency types by {_by(second, high)}"
+        )
+    else:
+        at_no_cost = "The held-out average of every other variant is worse than plain decay's"
     fall = (others[[average, low]] < 0) & (others[["p_holm_average", "p_holm"]].to_numpy() < 1 - confidence)
     both = [
         f"{r['variant']} ({_by(r, average)} and {_by(r, low)})" for r in others[fall.all(axis=1)].to_dict("records")
     ]
     return [
-        f"Of {len(others)} variants beside plain decay {first['variant']} has the lowest {MEASURES[average]} "
+        f"Of {counted(len(others), 'variant')} beside plain decay {first['variant']} has the lowest {MEASURES[average]} "
         f"({_by(first, average)}, Holm-corrected p = {first['p_holm_average']:.2g})",
-        f"Of the {len(able)} of {len(others)} variants whose held-out average is not worse than plain decay's, {second['variant']} has "
-        f"the lowest {MEASURES[low]} ({_by(second, low)}, Holm-corrected p = {second['p_holm']:.2g}), and changes that "
-        f"of high-frequency types by {_by(second, high)}",
+        at_no_cost,
         f"Holm-corrected, {len(both)} of {len(others)} lower both the held-out average and the loss of rare types"
         + f"{', most' * (len(both) > 3)}: {'; '.join(both[:3])}" * bool(both),
     ]
@@ -295,5 +308,5 @@ def mean_sd(frame: pd.DataFrame, by: str, values: Sequence[str]) -> pd.DataFrame
     """A table to read: `mean ± sd` over seeds of each of `values`, one row per value of `by`, in the order they come."""
     grouped = frame.groupby(by, sort=False)[list(values)]
     mean, sd = grouped.mean(), grouped.std()
-    cells = {v: [f"{a:.3f} ± {b:.3f}" for a, b in zip(mean[v], sd[v], strict=True)] for v in values}
+    cells = {v: [f"{a:.3f}" + f" ± {b:.3f}" * (b == b) for a, b in zip(mean[v], sd[v], strict=True)] for v in values}
     return pd.DataFrame(cells, index=mean.index).reset_index()

@@ -242,10 +242,12 @@ def _named(name: str) -> str:
 def read_counts(path: str | Path, vocab_size: int) -> np.ndarray:
     """Counts n_v [vocabulary] from a CSV or Parquet file with the columns token_id and count; types left out count 0.
 
-    Raises ParameterError if it cannot be read, lacks a column, or holds ids or counts that cannot be.
+    Raises ParameterError if it cannot be read, lacks a column, or holds an id twice, or ids or counts that cannot be.
     """
     try:
         table = pd.read_parquet(path) if Path(path).suffix.casefold() == ".parquet" else pd.read_csv(path)
+        if twice := {"token_id", "count"} & {name.removesuffix(".1") for name in table if name.endswith(".1")}:
+            raise ValueError(f"column {', '.join(sorted(twice))} stands twice")  # pandas calls the second so
         ids, counts = table["token_id"].to_numpy(), table["count"].to_numpy()
     except Exception as error:  # the parsers of both formats raise their own
         raise ParameterError(
@@ -254,6 +256,8 @@ def read_counts(path: str | Path, vocab_size: int) -> np.ndarray:
         ) from error
     if not (np.issubdtype(ids.dtype, np.integer) and np.issubdtype(counts.dtype, np.integer)):
         raise ParameterError(f"counts_file: token_id and count of {path} must be whole numbers")
+    if len(repeated := ids[pd.Series(ids).duplicated()]):
+        raise ParameterError(f"counts_file: token_id {repeated[0]} stands twice in {path}; give each one count")
     possible = len(ids) and ids.min() >= 0 and ids.max() < vocab_size and counts.min() >= 0
     if not possible or not 0 < counts.sum(dtype=float) <= 2**53:
         raise ParameterError(

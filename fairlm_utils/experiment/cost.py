@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from fairlm_utils.analysis import scale
 from fairlm_utils.analysis.results import Results
 from fairlm_utils.lm import models
 from fairlm_utils.lm.models import meta_model, model_config
-from fairlm_utils.lm.tokenization import SPECIAL_TOKENS
+from fairlm_utils.lm.tokenization import SPECIAL_TOKENS, load_tokenizer, n_ids
 from fairlm_utils.lm.training import decay_sum
 from fairlm_utils.params import EvaluationParams, ParameterError, epochs, time_scale
 
@@ -83,7 +84,7 @@ def cost(p: EvaluationParams, hardware: str, n_runs: int = 1) -> dict[str, float
     """
     if hardware not in HARDWARE:
         raise ParameterError(f"hardware: {hardware!r} is not one of {', '.join(HARDWARE)}")
-    device, vocab_size = HARDWARE[hardware], p.vocab_size + len(SPECIAL_TOKENS)
+    device, vocab_size = HARDWARE[hardware], _vocabulary(p)
     config = model_config(p.model, vocab_size, p.context)
     tokens_per_step = p.batch_size * p.gradient_accumulation_steps * p.context
     flops = flops_per_token(config, p.context) * tokens_per_step * p.steps
@@ -102,13 +103,23 @@ def cost(p: EvaluationParams, hardware: str, n_runs: int = 1) -> dict[str, float
     }
 
 
+@cache
+def _size_of_tokenizer(name: str) -> int:
+    return n_ids(load_tokenizer(name))
+
+
+def _vocabulary(p: EvaluationParams) -> int:
+    """Types of the tokenizer of `p`. Raises ParameterError if it is not to be trained and cannot be read."""
+    return p.vocab_size + len(SPECIAL_TOKENS) if p.tokenizer == "bpe" else _size_of_tokenizer(p.tokenizer)
+
+
 def decay_line(p: EvaluationParams) -> str:
     """A line of what λ amounts to over the run, and of epochs and parameters per target where the file limits the blocks."""
     unit = p.model_copy(update={"weight_decay": 1.0})
     line = f"λ Σ lr = {decay_sum(unit):.3g} λ; τ = 1/(lr λ) = {time_scale(unit, p.steps):,.0f}/λ steps at the peak rate"
     if p.max_train_blocks:
         n_epochs = epochs(p, p.max_train_blocks)
-        n_parameters, _ = parameter_counts(model_config(p.model, p.vocab_size + len(SPECIAL_TOKENS), p.context))
+        n_parameters, _ = parameter_counts(model_config(p.model, _vocabulary(p), p.context))
         line += (
             f" = {time_scale(unit, n_epochs):,.3g}/λ epochs; if the text fills {p.max_train_blocks:,} blocks: {n_epochs:,.3g} epochs, "
             f"{n_parameters / (p.max_train_blocks * (p.context - 1)):,.3g} parameters per target"
@@ -149,14 +160,44 @@ def sheet(results: Results) -> pd.DataFrame:
     return scale.regimes(results).merge(pd.DataFrame(rows), on=keys).merge(fits, on=keys, how="left")
 
 
+#: Parameters that set what a run costs or how much it decays; runs that share them are one line of a report.
+_SETTING = (
+    "model", "tokenizer", "vocab_size", "context", "max_train_blocks", "steps", "batch_size", "gradient_accumulation_steps",
+    "dtype", "learning_rate", "lr_schedule", "warmup_steps",
+)  # fmt: skip
+
+
 def report(name: str, points: Sequence[EvaluationParams]) -> str:
-    """What the runs of an experiment cost and how much they decay, as text: see `cost` and `decay_line`."""
-    table = pd.DataFrame([{"hardware": name, **cost(points[0], name, len(points))} for name in HARDWARE])
-    table = table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if type(v) is int else v)
+    """What the runs of an experiment cost and how much they decay, as text: see `cost` and `decay_line`.
+
+    Where runs differ in what sets that, "A to B" are the smallest and the largest of them, and hours those of all.
+    """
+    settings: dict[tuple, list[EvaluationParams]] = {}
+    for p in points:
+        settings.setdefault(tuple(getattr(p, key) for key in _SETTING), []).append(p)
+    groups = list(settings.values())
+    rows = []
+    for hardware in HARDWARE:
+        costs = pd.DataFrame([cost(own[0], hardware, len(own)) for own in groups])
+        row = {column: _range(costs[column].tolist()) for column in costs}
+        row |= {"fits": str(costs["fits"].all())} | {c: _number(costs[c].sum()) for c in ("runs", "hours in all")}
+        rows.append({"hardware": hardware, **row})
+    decays = list(dict.fromkeys(decay_line(own[0]) for own in groups))
+    said = decays if len(decays) == 1 else [f"{len(decays)} settings, of which the first has {decays[0]}"]
+    models = ", ".join(dict.fromkeys(p.model for p in points))
     return "\n".join(
         [
-            f"\n{name}: {points[0].model}, {len(points)} runs of {points[0].steps:,} steps",
-            decay_line(points[0]),
-            tabulate(table, headers="keys", showindex=False, disable_numparse=True),
+            f"\n{name}: {models}, {len(points):,} runs of {_range([p.steps for p in points])} steps",
+            *said,
+            tabulate(pd.DataFrame(rows), headers="keys", showindex=False, disable_numparse=True),
         ]
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _range(values: Sequence[float]) -> str:
+    least, most = _number(min(values)), _number(max(values))
+    return least if least == most else f"{least} to {most}"

@@ -173,6 +173,6 @@ def _pages(folder: Path, notebooks: Mapping[str, Path]) -> dict[str, Path]:
 
 def _file_name(title: str) -> str:
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", title)
-    if len(name) > _LONGEST:  # a model may be named by a long path
+    if len(name) > _LONGEST or name != title.replace(" ", "-"):  # a model may be named by a path
         name = f"{name[:_LONGEST]}-{hashlib.sha256(title.encode()).hexdigest()[:8]}"
     return name

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from fairlm_utils import files, identity, params
 from fairlm_utils.analysis.results import Results, load_results
-from fairlm_utils.analysis.tradeoffs import has_remedies
+from fairlm_utils.analysis.tradeoffs import NO_DECAY, PLAIN_DECAY, SEVERAL_RUNS, has_remedies
 from fairlm_utils.experiment.sweep import (
     default_workers,
     own_process,
@@ -77,6 +78,9 @@ def _check_comparable(values: Mapping[str, Any], points: Sequence[params.Evaluat
         raise params.ParameterError(
             f"{file}: {', '.join(others)}: a report compares models, λ and seeds; name settings of others under `variants`"
         )
+    n_runs = Counter((p.variant, p.seed) for p in points)
+    if {NO_DECAY, PLAIN_DECAY} <= {p.variant for p in points} and max(n_runs.values()) > 1:
+        raise params.ParameterError(f"{file}: {SEVERAL_RUNS}")
     if not any(p.variant for p in points) and all(p.weight_decay for p in points):
         raise params.ParameterError(f"{file}: weight_decay has no 0.0, from which every change is measured; add it")
 
@@ -116,7 +120,7 @@ def reproduce(
         )
     results = load_results(folder)
     single = {k: v for k, v in values.items() if not params.is_grid(k, v)}
-    wanted = {"01 tokenization": _Wanted("01_tokenization", folder, single, json.dumps(texts, sort_keys=True))}
+    wanted = _tokenizations(points, single, folder, json.dumps(texts, sort_keys=True))
     for p in _shown(points):
         for name in RUN_NOTEBOOKS:
             own = identity.run_dir(p)
@@ -131,6 +135,24 @@ def reproduce(
     if save_results:
         summary.save(results, Path(save_results), f"make results PARAMS={file}")
     return summary.conclude(file, folder, results, done)
+
+
+def _tokenizations(
+    points: Sequence[EvaluationParams], values: dict[str, Any], folder: Path, texts: str
+) -> dict[str, _Wanted]:
+    """Notebook 01 on the text and tokenizer of an experiment, or on those of each of its variants that differ in them."""
+    names = set(params.TokenizationParams.model_fields)
+    firsts: dict[str, EvaluationParams] = {}
+    for p in points:
+        firsts.setdefault(repr(p.model_dump(include=names)), p)
+    if len(firsts) == 1:
+        return {"01 tokenization": _Wanted("01_tokenization", folder, values, texts)}
+    return {
+        f"01 tokenization {p.variant}": _Wanted(
+            "01_tokenization", identity.run_dir(p), values | p.model_dump(include=names), texts
+        )
+        for p in firsts.values()
+    }
 
 
 def _notebooks_of(results: Results) -> tuple[str, ...]:
@@ -195,6 +217,7 @@ def _shown(points: Sequence[EvaluationParams]) -> list[EvaluationParams]:
     """The runs whose notebooks the report shows: of each model the least and the most decayed, first seed."""
     shown = []
     for model in dict.fromkeys(p.model for p in points):
-        first = [p for p in points if p.model == model and p.seed == points[0].seed]
+        own = [p for p in points if p.model == model]
+        first = [p for p in own if p.seed == own[0].seed]
         shown += [min(first, key=lambda p: p.weight_decay), max(first, key=lambda p: p.weight_decay)]
     return list({p.run_id(): p for p in shown}.values())

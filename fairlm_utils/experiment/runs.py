@@ -124,13 +124,16 @@ def train(p: TrainingParams, callbacks: Sequence[TrainerCallback] = ()) -> Path:
             f"batch_size: {p.batch_size} blocks cannot be shared equally by {processes.n_processes()} processes; change either"
         )
     directory = identity.run_dir(p)
+    if (directory / "provenance.json").exists():  # no lock: the folder may be someone else's
+        if processes.is_main_process():
+            identity.open_run(p)
+            identity.check_text(directory, p, text_now(p))
+        return directory
     with files.locked(directory) if processes.is_main_process() else nullcontext(), processes.threads(p.n_threads):
         if processes.is_main_process():
             identity.open_run(p)
-        if not (directory / "provenance.json").exists():
+        if not (directory / "provenance.json").exists():  # nor has another process made it meanwhile
             _train(p, directory, callbacks)
-        elif processes.is_main_process():
-            identity.check_text(directory, p, text_now(p))
     return directory
 
 

@@ -87,10 +87,10 @@ def _tables(results: Results) -> dict[str, pd.DataFrame]:
     in_common = {"Table 1": metrics.table_1(results.totals, TABLE_1), "Scale": sheet}
     if "variant" not in results.totals:
         return {"Claims": claims.claims(results).drop(columns="model"), **in_common}
-    weight_decay = results.totals["weight_decay"]
-    if not ((weight_decay > 0).any() and (weight_decay == 0).any()):  # of variants that differ in other parameters
-        return in_common
     if not tradeoffs.has_remedies(results):
+        run = results.totals.groupby(["model", "variant", "seed"])["weight_decay"]
+        if not ((run.min() == 0) & (run.max() > 0)).any():  # of variants that differ in other parameters
+            return in_common
         return {"Change from λ = 0": comparisons.at_weight_decay(results, np.inf), **in_common}
     numbers = tradeoffs.remedy_numbers(results)
     measures = [m for m in tradeoffs.MEASURES if m in numbers]

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from fairlm_utils.files import UserError, first_line
+from fairlm_utils.files import UserError, first_line, unique_keys
 from fairlm_utils.params import PYTHON_DOCS, CorpusParams, ParameterError
 
 #: Corpora of the Hub by name: data set id, training splits, held-out split. To add one, add a line.
@@ -465,7 +465,7 @@ def _json_texts(stream: TextIO, file: Path, whole: bool, column: str) -> Iterato
 
 def _json_rows(stream: TextIO, whole: bool) -> Iterator[Any]:
     """Values of JSON lines or, if `whole`, of a list or of values one after the other."""
-    decode, space = json.JSONDecoder(object_pairs_hook=_unique).raw_decode, re.compile(r"\s*")
+    decode, space = json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode, re.compile(r"\s*")
     for number, text in enumerate(map(str.rstrip, [stream.read()] if whole else stream)):
         position = 0
         while position < len(text):
@@ -476,15 +476,6 @@ def _json_rows(stream: TextIO, whole: bool) -> Iterator[Any]:
             except ValueError as error:
                 raise ValueError(f"{'' if whole else f'line {number + 1}: '}{error}") from error
             yield from value if whole and isinstance(value, list) else [value]
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object of its keys and values. Raises ValueError if a key stands twice: either could be meant."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in found if keys.count(k) > 1)!r} stands twice in one object")
-    return found
 
 
 def _column_texts(file: Path, column: str) -> Iterator[str | None]:

@@ -114,7 +114,7 @@ def _load_config(name: str) -> PreTrainedConfig:
     path = Path(name)
     try:
         if path.suffix == ".json" and path.is_file():
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=files.unique_keys)
             if not isinstance(values, dict):
                 raise ValueError("not a mapping")
             return text_config(AutoConfig.for_model(values.pop("model_type"), **values))

@@ -7,6 +7,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -572,7 +573,8 @@ def low_frequency_shares(
         low = 1 - frequency.types_to_cover(seen, share) / len(seen)
         row = (size, int(counts.sum()), low, float((seen <= limit).mean()))
         rows.insert(0, dict(zip(columns, row, strict=True)))
-    files.write_json(cached, {"key": key, "rows": rows})
+    with suppress(files.RunError):  # the folder may be someone else's, or the disk full
+        files.write_json(cached, {"key": key, "rows": rows})
     return pd.DataFrame(rows, columns=columns)
 
 
