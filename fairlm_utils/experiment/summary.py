@@ -81,9 +81,8 @@ def _tables(results: Results) -> dict[str, pd.DataFrame]:
     """What an experiment says, by heading: verdicts on the claims, or what its variants change; Table 1 and scale."""
     if (kept := _kept(results)) is not results:
         return {"Learning rates tried, and the change from λ = 0 at each": _by_rate(results), **_tables(kept)}
-    sheet = cost.sheet(results)
-    columns = sheet.select_dtypes("number").columns
-    sheet[columns] = sheet[columns].map(lambda v: "" if np.isnan(v) else f"{v:.3g}")
+    # a column of no value at all is of no number's type
+    sheet = cost.sheet(results).map(lambda v: v if isinstance(v, str) else "" if np.isnan(v) else f"{v:.3g}")
     in_common = {"Table 1": metrics.table_1(results.totals, TABLE_1), "Scale": sheet}
     if "variant" not in results.totals:
         return {"Claims": claims.claims(results).drop(columns="model"), **in_common}
