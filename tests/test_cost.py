@@ -132,7 +132,10 @@ def test_the_command_prints_a_table_and_refuses_what_is_not_an_experiment(capsys
     whole = sum(hours[p.model] for p in points)
     out = capsys.readouterr().out
     assert f"{whole:.3g}" in out and f"{min(hours.values()):.3g} to {max(hours.values()):.3g}" in out
-    assert "240 runs of 1,000 steps" in out and "16 settings, of which the first has λ Σ lr" in out
+    n_settings = len({(p.model, p.learning_rate) for p in points})
+    assert (
+        f"{len(points)} runs of 1,000 steps" in out and f"{n_settings} settings, of which the first has λ Σ lr" in out
+    )
     assert main(["cost", str(tmp_path / "nowhere.yaml")]) == 2
 
 

@@ -74,6 +74,13 @@ def test_what_a_group_forgoes_is_against_the_choice_of_the_other_seeds(path):
     assert of_seed.set_index("seed").loc[0, "forgone"] == pytest.approx(0.2)
 
 
+def test_a_rate_that_is_best_by_fewer_seeds_is_named(path):
+    table = forgone.read(path)
+    best = (table["learning_rate"] == 0.1) & (table["weight_decay"] == 0) & (table["seed"] == 2)
+    with pytest.raises(RunError, match=r"epoch: rate 0\.1, the best at λ = 0, was not run there with seed 2; run it"):
+        forgone.by_seed(table[~best])
+
+
 def test_what_is_said_is_what_the_table_holds(path):
     table = forgone.read(path)
     alone, together = forgone.by_seed(table), forgone.by_seed(table, jointly=True)
@@ -81,7 +88,9 @@ def test_what_is_said_is_what_the_table_holds(path):
     assert verdict.startswith("Of 2 pairs of text size and epochs 1 give") and "forgo at most 0.200 nats" in verdict
     # at the lone useful cell λ = 1 lowers both classes by 0.1 nats (`losses`), so that the rare do not gain more
     assert choice == "That λ is 0 in 0 of the 1; in the other 1 the rare gain more by it than the frequent in 0."
-    assert "costs them up to 0.50 nats" in training and "gain 0.100 there" in training
+    assert "costs them up to 0.50 nats" in training and training.endswith(
+        ", which is memorisation: on held-out text they gain 0.100 there."
+    )
     assert "from 10 epochs on (1 such pairs)" in decay and "Their training loss rises in 1." in decay
     assert (
         "-0.10 to -0.10 nats and that of high-frequency ones by -0.30 to -0.30: the rare gain more in 0 of 1" in decay
@@ -96,6 +105,17 @@ def test_what_is_said_is_what_the_table_holds(path):
     again = [row["said"] for rows in charts.regime_map(*drawn).to_dict()["datasets"].values() for row in rows]
     assert "+0.00" in again and "-0.00" not in again
     assert said.count("not run") == 4 and "+0.20" in said  # a cell of either size was run at one number of epochs
+
+
+@pytest.mark.parametrize("rise, said", [(0.02, ", nearly all of which is memorisation: "), (0.1, "epochs): ")])
+def test_where_rare_types_lose_on_held_out_text_that_is_said(path, rise, said):
+    table = forgone.read(path)
+    table.loc[table["split"] == "held-out", "low"] += (0.1 + rise) * table["weight_decay"]
+    _, choice, training, *_ = forgone.say(*(forgone.by_seed(table, jointly) for jointly in (False, True)))
+    assert choice.endswith(
+        f"more by it than the frequent in 0, and lose by it in 1, at most {rise:.3f} nats (2M targets, 10 epochs)."
+    )
+    assert said + f"on held-out text they lose {rise:.3f} there." in training
 
 
 def test_a_cell_where_fewer_epochs_without_decay_do_better_is_named(path):

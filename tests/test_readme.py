@@ -137,15 +137,6 @@ def test_what_is_said_of_the_map_is_what_its_notebook_prints():
         assert f"{ece[name, 0.0]:.3f} → {ece[name, 0.3]:.3f}" in RESULTS
 
 
-def test_what_is_said_of_the_cell_that_is_begun_is_what_its_table_holds():
-    found = forgone.read(ROOT / "results" / "map" / "begun.csv").query("split == 'held-out'")
-    means = found.groupby(["learning_rate", "weight_decay"])["average"].agg(["mean", "size"])
-    said = [f"{m['mean']:.3f} at rate {rate:g} and λ = {wd:g} ({m['size']:g})" for (rate, wd), m in means.iterrows()]
-    page = " ".join((ROOT / "results" / "map" / "README.md").read_text(encoding="utf-8").split())
-    assert f"the same of {found['cell'].unique().item().replace(', ', ' × ')}" in page
-    assert f"Held-out averages so far, with the number of seeds: {', '.join(said)}." in page
-
-
 def test_the_setting_whose_tables_are_kept_is_the_best_of_those_run_at_every_weight_decay():
     table = forgone.of_map(forgone.read(ROOT / "results" / "map" / "map.csv")).query("split == 'held-out'")
     means = table.groupby(["cell", "learning_rate", "weight_decay"])["average"].mean().unstack()
@@ -297,16 +288,17 @@ def of_tokenizers_row() -> str:
     losses = [f"{held.loc[('all', v), 'loss']:.2f}" for v in (small, gpt2, large)]
     assert tokenizers.verdict(table)[0].endswith("choose; nor do they reliably gain by it")
     half = pd.read_csv(ROOT / "results" / "tokenizers" / "smaller_rate.csv").query("split == 'held-out'")
-    half = comparisons.split_rate(half["variant"]).assign(loss=half["average_loss"]).set_index("name")["loss"]
+    half = comparisons.split_rate(half["variant"]).assign(loss=half["average_loss"])
+    half = half.set_index(["name", "learning_rate"])["loss"]
     at_zero = load_results(ROOT / "results" / "tokenizers").totals.query("split == 'held-out' and weight_decay == 0")
     at_zero = at_zero.query("seed == 0").set_index("variant")["average_loss"]
-    better = {v: f"{half[v]:.2f} against {at_zero[v]:.2f}" for v in (large, gpt2)}
-    assert all(half[v] < at_zero[v] for v in (large, gpt2))
+    better = [f"{half[v, 0.0005]:.2f} and {half[v, 0.00025]:.2f} against {at_zero[v]:.2f}" for v in (large, gpt2)]
+    assert all(half[v].max() < at_zero[v] for v in (large, gpt2))
     return (
         f"held-out words choose λ = 0.3 with 4,101 types and λ = 2, the largest tried, with 16,389, and change those of a count of 1–2 by "
         f"{rare[0]} and {rare[1]} nats, neither beyond seeds; under GPT-2's they choose no decay. Loss a word {losses[0]}, {losses[2]} and "
-        f"{losses[1]}. The last two are not at their best rate: half of it is better without decay, {better[large]} and "
-        f"{better[gpt2]} nats per token (one seed, [table](tokenizers/smaller_rate.csv)), and what λ does at it was not run"
+        f"{losses[1]}. The last two are not at their best rate: half and a quarter of it are better without decay, {better[0]} and, "
+        f"under GPT-2's, {better[1]} nats per token (one seed, [table](tokenizers/smaller_rate.csv)), and what λ does there was not run"
     )
 
 

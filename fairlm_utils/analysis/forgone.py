@@ -74,7 +74,8 @@ def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
     `change` is the loss less that of λ = 0 at the rate best there: below 0 the group gains. `forgone` is the loss less that
     at the λ (`jointly`, rate and λ) that is best for the group on the same text (nats). A seed's own loss takes no part in
     that choice, which the other seeds make: else the best of several would look better than it is, and nothing could be
-    forgone less than 0. `own_weight_decay` is the group's choice by all seeds.
+    forgone less than 0. `own_weight_decay` is the group's choice by all seeds. Raises RunError if the best rate at λ = 0 lacks
+    a seed of the choice.
     """
     rows, settings = [], choices(frame, jointly)
     for choice in settings.to_dict("records"):
@@ -88,6 +89,11 @@ def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
                 base = losses_of.loc[(choice["base_rate"], 0.0), group]
                 if losses.empty or chosen.isna().any() or base.isna().any():
                     continue
+                if absent := sorted(set(chosen.index) - set(base.index)):
+                    raise RunError(
+                        f"{choice['model']}, {choice['cell']}: rate {choice['base_rate']:g}, the best at λ = 0, was not run there with "
+                        f"seed {', '.join(map(str, absent))}; run it"
+                    )
                 own_weight_decay = losses.mean(axis=1).idxmin()[1]
                 alone = losses.shape[1] == 1
                 others = losses if alone else losses.mul(-1).add(losses.sum(axis=1), axis=0)
@@ -176,18 +182,21 @@ def _say_alone(seeds: pd.DataFrame, confidence: float) -> list[str]:
     held, frequent, train = _by_class(forgone(useful, 1 - (1 - confidence) / n))
     cost = train["change"].idxmax()
     there, paid = held.loc[cost, "change"], train.loc[cost]
+    memorisation = f", {'nearly all of ' * bool(there > 0)}which is memorisation" * bool(there < paid["change"] / 10)
     decayed = held.index[held["weight_decay"] > 0]
-    more = (held.loc[decayed, "change"] < frequent.loc[decayed, "change"]).sum()
+    change = held.loc[decayed, "change"]
+    more, worst = (change < frequent.loc[decayed, "change"]).sum(), change[change > 0]
+    lose = f", and lose by it in {len(worst)}, at most {worst.max():.3f} nats ({worst.idxmax()})" if len(worst) else ""
     return [
         f"Of {n_cells} pairs of text size and epochs {n} give a model of use ({USEFUL:g} nats below the unigram on held-out "
         "text). There, at the λ that the held-out average chooses, low-frequency types forgo at most "
         f"{held['forgone'].max():.3f} nats of held-out loss against the λ best for them ({held['forgone'].idxmax()}); the "
         f"{confidence:.0%} bound for all pairs at once is {held['forgone_high'].max():.2f}.",
         f"That λ is 0 in {n - len(decayed)} of the {n}; in the other {len(decayed)} the rare gain more by it than the frequent in "
-        f"{more}.",
+        f"{more}{lose}.",
         f"On training text the same λ costs them up to {paid['change']:.2f} nats [{paid['change_low']:.2f}, "
-        f"{paid['change_high']:.2f}] ({cost}), which is memorisation: on held-out text they "
-        f"{'gain' if there < 0 else 'lose'} {abs(there):.3f} there.",
+        f"{paid['change_high']:.2f}] ({cost}){memorisation}: on held-out text they {'gain' if there < 0 else 'lose'} "
+        f"{abs(there):.3f} there.",
     ]
 
 

@@ -18,14 +18,12 @@ FOLDER = files.PROJECT / "results" / "map"
 EXPERIMENTS = {"map": "", "widths": "100k targets, 10 epochs, "}
 #: The setting of the lowest held-out loss of those run at every λ, of which all tables are kept.
 BEST = "400k targets, 10 epochs, lr 0.004"
-#: A cell whose learning rate is not decided yet, or that has too few λ or seeds at it: not on the map.
-BEGUN = "400k targets, 30 epochs, "
-#: What names a row of map.csv and begun.csv.
+#: What names a row of map.csv.
 KEY = ["model", "variant", "weight_decay", "seed", "split"]
 
 
 def export(runs_dir: Path) -> None:
-    """map.csv and begun.csv, one row per run and text; gains.csv, one per cell and bin; tables of the best setting; the picture.
+    """map.csv, one row per run and text; gains.csv, one per cell and bin; tables of the best setting; the picture.
 
     Runs take the place of their rows, and rows whose runs are gone stay: the map grows by a few runs at a time.
     """
@@ -37,12 +35,8 @@ def export(runs_dir: Path) -> None:
     tables = [
         forgone.table(r).assign(variant=lambda t, cell=EXPERIMENTS[n]: cell + t["variant"]) for n, r in results.items()
     ]
-    found = [pd.read_csv(FOLDER / name) for name in ("map.csv", "begun.csv")]
-    committed = pd.concat([t for t in found if len(t)])  # the columns of an empty one are of no type
-    losses = renewed(committed, pd.concat(tables) if tables else committed[:0], KEY)
-    is_begun = losses["variant"].str.startswith(BEGUN)
-    files.write_table(FOLDER / "begun.csv", losses[is_begun])
-    files.write_table(FOLDER / "map.csv", losses[~is_begun])
+    committed = pd.read_csv(FOLDER / "map.csv")
+    files.write_table(FOLDER / "map.csv", renewed(committed, pd.concat(tables) if tables else committed[:0], KEY))
     losses = forgone.read(FOLDER / "map.csv")
     unigrams = pd.read_csv(FOLDER / "gains.csv")[forgone.UNIGRAMS]
     if "map" in results:
