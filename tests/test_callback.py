@@ -144,6 +144,31 @@ def test_an_objective_is_minimised_and_the_plain_loss_is_recorded(tmp_path):
     expect(evaluated, plain, expected[:, 0], "eval_")
 
 
+class OtherModes(Trainer):
+    """Trains without dropout, as fine-tuning may, and evaluates with it."""
+
+    def compute_loss(self, model, *args, **kwargs):
+        model.eval()
+        return super().compute_loss(model, *args, **kwargs)
+
+    def prediction_step(self, model, *args, **kwargs):
+        model.train()
+        return super().prediction_step(model, *args, **kwargs)
+
+
+def test_an_objective_is_of_training_steps_whatever_the_mode_of_the_model(tmp_path):
+    data, logs = Targets(24), []
+    expected = slow(gpt2(), data)
+    for make in (Trainer, OtherModes):  # `gpt2` has no dropout: the same steps in either mode
+        own = trainer(
+            tmp_path, data, Targets(13), make, eval_strategy="steps", eval_steps=3, max_steps=6, logging_steps=6
+        )
+        TokenFrequencyCallback(own, expected[:, 0], Objective(loss_weights(expected[:, 0], 1.0)))
+        own.train()
+        logs.append([{k: v for k, v in entry.items() if k.endswith("loss")} for entry in own.state.log_history])
+    assert logs[0] == logs[1]
+
+
 def test_tensorboard_receives_it_and_the_best_model_can_be_chosen_by_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
     t = trainer(
@@ -307,6 +332,16 @@ def test_a_second_callback_is_refused_until_the_first_has_stopped(tmp_path):
     TokenFrequencyCallback(t, COUNTS)
     t.train()
     assert "token_balanced_loss" in t.state.log_history[0]
+
+
+def test_what_others_put_around_the_trainer_since_stays(tmp_path):
+    t, seen = trainer(tmp_path, Ids()), []
+    callback = TokenFrequencyCallback(t, COUNTS)
+    inner = t.log
+    t.log = lambda logs, *args, **kwargs: (seen.append(logs), inner(logs, *args, **kwargs))[1]
+    callback.stop()
+    t.train()
+    assert seen and "token_balanced_loss" not in t.state.log_history[0]
 
 
 @pytest.mark.parametrize("by", ["type", "object"])

@@ -6,7 +6,16 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+)
 
 from fairlm_utils.files import RunError
 from fairlm_utils.lm import models
@@ -259,6 +268,18 @@ def test_an_adapter_is_no_model_alone_or_beside_one(tmp_path):
             {},
         ),
         (lambda: llama().to(torch.bfloat16), None, {}),
+        (llama, None, {"return_dict": False}),
+        (
+            lambda: GPTJForCausalLM(
+                GPTJConfig(vocab_size=50, n_positions=16, n_embd=8, n_layer=1, n_head=2, rotary_dim=2)
+            ),
+            lambda w: {
+                **w,
+                "transformer.h.0.attn.bias": torch.ones(1, 1, 16, 16, dtype=torch.bool),
+                "transformer.h.0.attn.masked_bias": torch.ones(()),
+            },
+            {},
+        ),
     ],
 )
 def test_every_weight_of_a_loaded_model_is_the_files(tmp_path, make, change, config):
@@ -272,6 +293,7 @@ def test_every_weight_of_a_loaded_model_is_the_files(tmp_path, make, change, con
             "wte.weight" if name == "lm_head.weight" and name not in own else name.removeprefix("transformer.")
         ]
         assert weight.dtype == torch.float32 and torch.equal(weight, expected.float()), name
+    assert loaded(input_ids=torch.zeros(1, 4, dtype=torch.long)).logits.shape[1] == 4  # by name
 
 
 def test_a_model_of_text_and_images_without_its_images(tmp_path):

@@ -806,6 +806,46 @@ def test_muon_and_adamw_share_one_schedule_and_one_checkpoint():
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), before, strict=True)), "the last rate was 0"
 
 
+def test_muon_copies_and_pickles_and_trains_a_group_that_is_added():
+    model, optimizer = muon_model()
+    for of, by in (
+        (model, optimizer),
+        copy.deepcopy((model, optimizer)),
+        pickle.loads(pickle.dumps((model, optimizer))),
+    ):
+        extra = torch.nn.Parameter(torch.ones(3))
+        by.add_param_group({"params": [extra], "weight_decay": 0.5})
+        before = of.model.layers[0].mlp.up_proj.weight.detach().clone()
+        ids = torch.full((1, 4), 7)
+        (of(input_ids=ids, labels=ids).loss + extra.sum()).backward()
+        by.step()
+        assert (extra != 1).all() and not torch.equal(before, of.model.layers[0].mlp.up_proj.weight)
+
+
+def test_cautious_decay_takes_an_added_group_and_a_checkpoint_of_adamw():
+    first, second = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    adamw = torch.optim.AdamW([first], lr=0.1, weight_decay=0.2)
+    optimizer = remedies.CautiousAdamW([first], lr=0.1, weight_decay=0.5, betas=(0.0, 0.9))
+    first.grad = torch.zeros(3)
+    adamw.step()
+    optimizer.load_state_dict(adamw.state_dict())
+    optimizer.add_param_group({"params": [second], "weight_decay": 0.5})
+    assert [(g["weight_decay"], g["cautious_weight_decay"]) for g in optimizer.param_groups] == [(0.0, 0.5)] * 2
+    first.data.fill_(1.0)
+    second.grad = torch.zeros(3)
+    optimizer.step()  # no gradient: decay alone
+    assert torch.allclose(first, torch.tensor(0.95)) and torch.allclose(second, torch.tensor(0.95))
+
+
+def test_decay_that_acts_on_no_row_is_told_once():
+    """Of a model that trains in evaluation mode, as of code that was compiled before the optimiser was made."""
+    model = gpt2().eval()
+    optimizer = remedies.frequency_aware_adamw(model, lr=0.1, weight_decay=0.5)
+    with pytest.warns(UserWarning, match=r"no row of the embedding decays: .* torch.compiler.reset\(\)") as told:
+        assert zero_step(model, optimizer, 5, 6) == zero_step(model, optimizer, 5, 6) == []
+    assert len(told) == 1
+
+
 def test_impossible_combinations_are_refused():
     with pytest.raises(ParameterError, match="whole rows"):
         TrainingParams.check({"embedding_decay": "when-seen", "sharded": True})

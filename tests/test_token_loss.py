@@ -87,6 +87,27 @@ def test_recording_leaves_the_models_loss_as_it_was():
     assert sums.read()[:, 1].sum() / 30 == pytest.approx(float(plain.detach()), rel=1e-5)
 
 
+def test_targets_to_ignore_are_those_the_model_is_given():
+    model = build_model("qwen2-tiny", 300, 16, seed=0).train()
+    ids, sums = torch.randint(0, 300, (2, 16)), TokenSums(300)
+    ids[:, 3] = 7
+    plain = model(input_ids=ids, labels=ids, ignore_index=7).loss
+    with record_token_loss(model, sums):
+        torch.testing.assert_close(model(input_ids=ids, labels=ids, ignore_index=7).loss, plain)
+    assert sums.read()[7, 0] == 0 < sums.read()[:, 0].sum()
+
+
+def test_a_type_that_is_never_predicted_leaves_the_loss_of_others_as_it_is():
+    """Positions without a target are looked up at type 0, whose loss may be infinite."""
+    logits, targets = torch.randn(3, 5), torch.tensor([2, -100, 4])
+    logits[:, 0] = -torch.inf
+    total, loss, _ = token_cross_entropy(logits.requires_grad_(), targets)
+    total.backward()
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    torch.testing.assert_close(loss, expected.detach())
+    assert logits.grad.isfinite().all() and (logits.grad[1] == 0).all()
+
+
 def test_nothing_is_recorded_in_evaluation():
     model, sums = build_model("qwen2-tiny", 300, 16, seed=0).eval(), TokenSums(300)
     with record_token_loss(model, sums):

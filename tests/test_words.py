@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from tokenizers import Tokenizer
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from fairlm_utils import files
@@ -59,6 +59,18 @@ def test_words_of_which_the_tokenizer_drops_letters_have_no_loss_and_the_dropped
     found, totals = words.word_losses(tokenizer, [text], np.array(encoding.ids), np.array([0]), np.ones(4))
     assert found["word"].tolist() == ["ab", "b"] and found["loss"].tolist() == [2.0, 1.0]
     assert totals == {"n_words": 2, "n_words_left_out": 1, "text_nats": 4.0, "text_bytes": 6}  # "ab a b"
+
+
+def test_a_word_whose_only_token_begins_in_another_is_left_out_and_counted():
+    tokenizer = Tokenizer(WordLevel({"the": 0, "cat sat": 1, "on": 2, "mat": 3}, unk_token="on"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_tokens(["cat sat"])
+    text = "the cat sat on mat"
+    ids = np.array(tokenizer.encode(text).ids)
+    assert len(ids) == 4
+    for n, left_out in ((4, 2), (1, 0)):  # of the first token alone, no word after it was reached
+        found, totals = words.word_losses(tokenizer, [text], ids, np.array([0]), np.ones(n))
+        assert (totals["n_words"], totals["n_words_left_out"]) == (len(found), left_out), n
 
 
 def test_a_run_has_losses_by_word_where_they_were_asked_for_and_committed_tables_keep_them(miniature, tmp_path):

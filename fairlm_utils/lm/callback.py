@@ -103,8 +103,9 @@ class TokenFrequencyCallback(TrainerCallback):
     def stop(self) -> None:
         """End the record: give the Trainer its methods and the model its own loss function back."""
         for name, before in self._before.items():
-            if name in vars(self.trainer):
-                delattr(self.trainer, name)
+            if getattr(vars(self.trainer).get(name), "func", None) != self._if_in_force:
+                continue  # someone has wrapped ours, which does nothing any more
+            delattr(self.trainer, name)
             if before is not None:
                 setattr(self.trainer, name, before)
         self._before = {}
@@ -418,9 +419,14 @@ class _Watched(TokenLossFunction):
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         total = super().__call__(*args, **kwargs)
-        if self.objective is not None and not self.minimised and total.requires_grad:
+        if self.objective is not None and self._trains() and not self.minimised and total.requires_grad:
             total.register_hook(self._note)
         return total
+
+    def _trains(self) -> bool:
+        """Whether the step is one of training, which some do in evaluation mode, without dropout."""
+        step = self.sums()
+        return step is not None and step.training
 
     def _note(self, _: Tensor) -> None:
         self.minimised = True

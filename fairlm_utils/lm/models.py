@@ -175,7 +175,9 @@ _ADVICE = {
     ),
 }
 #: Weights that some files hold and no model needs: constants that are computed, and a second name of what is tied.
-_HARMLESS = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|rotary_emb\.(cos|sin)_cached)$")
+_HARMLESS = re.compile(
+    r"(^|\.)(inv_freq|position_ids|masked_bias|attn(ention)?\.(bias|causal_mask)|rotary_emb\.(cos|sin)_cached)$"
+)
 #: Parts of a model of several kinds of input that text alone never reaches.
 _NOT_TEXT = re.compile(
     r"(^|\.)(visual|vision\w*|image\w*|audio\w*|embed_vision|embed_audio|multi_modal_projector|connector|perceiver\w*)(\.|$)"
@@ -222,6 +224,7 @@ def saved_config(directory: str | Path) -> PreTrainedConfig:
             )
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         _check_config(config, directory)
+    config.return_dict = True  # outputs are read by name
     return config
 
 

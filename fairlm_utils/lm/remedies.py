@@ -5,6 +5,7 @@ optimizer = frequency_aware_adamw(model, lr=3e-4, weight_decay=0.1)      # a row
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,6 +102,7 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
 
     def _attach(self) -> None:
         self._watched: Tensor | None = None
+        self._looks, self._warned = False, False
         self._accumulated: tuple[weakref.ref, int] | None = None
         # not a step() of our own: around AdamW's it would run the hooks of others twice
         self.register_step_pre_hook(self._decay_rows)
@@ -130,6 +132,7 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
             )
 
     def _looked_up(self, ids: Tensor, output: Any) -> None:
+        self._looks = True
         rows, embedding = self._rows, self._row_modules[0].weight
         weight = next((m.weight for m in self._row_modules if m.weight.requires_grad), None)
         if weight is None or not rows["row_weight_decay"] or rows["row_scale"] is not None:
@@ -184,6 +187,15 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
             ran = 1.0 if found_inf is None else (found_inf == 0).to(scale.device)
             scale = scale * ran
             trained = [weight for weight in rows["params"] if weight.grad is not None and weight.requires_grad]
+            unmarked = rows["row_scale"] is None and not self._looks
+            if trained and unmarked and not self._warned and not rows["seen"].any():
+                self._warned = True
+                warnings.warn(
+                    "no row of the embedding decays: it has a gradient, and no look-up in training mode was seen. Where code "
+                    "compiled before this optimiser is used again, call torch.compiler.reset(); a model that trains in evaluation "
+                    "mode needs counts, frequency_aware_adamw(..., counts=...)",
+                    stacklevel=2,
+                )
             if rows["owed"] is not None and trained:
                 rows["owed"] = rows["owed"].to(scale.device) * (1.0 - decay * ran)
             for weight in trained:
@@ -196,7 +208,7 @@ class FrequencyAwareAdamW(torch.optim.AdamW):
             if rows["owed"] is not None and trained:
                 rows["owed"][scale > 0] = 1.0
         rows["seen"].zero_()
-        self._accumulated = None
+        self._accumulated, self._looks = None, False
         return arguments
 
     def _scale(self, device: torch.device) -> Tensor:
@@ -266,9 +278,25 @@ class CautiousAdamW(torch.optim.AdamW):
             raise ValueError("maximize, differentiable: cautious decay knows neither; leave them out")
         # GradScaler then leaves out the whole step itself, decay included, where a gradient is not finite
         self._step_supports_amp_scaling = False
-        for group in self.param_groups:
-            group["cautious_weight_decay"], group["weight_decay"] = group["weight_decay"], 0.0
         self.register_step_pre_hook(CautiousAdamW._decay)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As of AdamW, whose own decay of the group is switched off."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if "cautious_weight_decay" not in group:
+            group["cautious_weight_decay"], group["weight_decay"] = group["weight_decay"], 0.0
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of AdamW, whose own checkpoints leave the decay of the groups as it is."""
+        own = ("weight_decay", "cautious_weight_decay")
+        groups = [
+            saved if "cautious_weight_decay" in saved else {**saved, **{key: group[key] for key in own}}
+            for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=False)
+        ]
+        if len(groups) == len(state_dict["param_groups"]):
+            state_dict = {**state_dict, "param_groups": groups}
+        super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def _decay(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -312,10 +340,17 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__([*self._muon.param_groups, *self._adamw.param_groups], settings)
         self._share()
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, which is AdamW's; Muon's own come by here when this optimiser is made."""
+        super().add_param_group(param_group if "momentum" in param_group else {**self._adamw.defaults, **param_group})
+
     def _share(self) -> None:
         n = len(self._muon.param_groups)
         self._muon.param_groups, self._adamw.param_groups = self.param_groups[:n], self.param_groups[n:]
         self._muon.state = self._adamw.state = self.state
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_muon": self._muon, "_adamw": self._adamw}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # by which load_state_dict puts other groups and another state in place
@@ -326,6 +361,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._share()  # a group that was added since is AdamW's
         self._muon.step()
         self._adamw.step()
         return loss

@@ -53,7 +53,7 @@ class _TokenCrossEntropy(torch.autograd.Function):
                 row_scale = torch.where(targets[rows] == frequency.IGNORE_INDEX, 0.0, own)[:, None]
                 probs = log_probs.exp_().scatter_(1, target, target_log_probs.exp_().sub_(1.0))
                 torch.mul(probs, row_scale, out=grad[rows])
-        loss.mul_(targets != frequency.IGNORE_INDEX)
+        loss.masked_fill_(targets == frequency.IGNORE_INDEX, 0.0)  # not a product: the loss of type 0 may be infinite
         ctx.dtype = logits.dtype
         ctx.save_for_backward(grad)
         ctx.mark_non_differentiable(loss, correct)
@@ -255,14 +255,16 @@ class TokenLossFunction:
         vocab_size: int | None = None,
         num_items_in_batch: Tensor | int | None = None,
         shift_labels: Tensor | None = None,
+        ignore_index: int = frequency.IGNORE_INDEX,
         **_: Any,
     ) -> Tensor:
         targets = shifted_targets(labels) if shift_labels is None else shift_labels.reshape(-1)
+        targets = targets.masked_fill(targets == ignore_index, frequency.IGNORE_INDEX)
         targets = targets.to(logits.device)
         n = (targets != frequency.IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
         kept, n_blocks = self.sums(), logits.shape[0]
         logits = logits.reshape(-1, logits.shape[-1])
-        if self.objective is None or not self.model.training:
+        if self.objective is None or not self._trains():
             total, loss, correct = token_cross_entropy(
                 logits, targets, 1.0 / n, kept is not None and self.with_accuracy
             )
@@ -273,6 +275,9 @@ class TokenLossFunction:
         if kept is not None:
             kept.add(targets, loss, *([correct] if self.with_accuracy else []), blocks=n_blocks)
         return total
+
+    def _trains(self) -> bool:
+        return self.model.training
 
     def __reduce__(self) -> tuple:
         return _library_loss_function, ()

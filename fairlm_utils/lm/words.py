@@ -103,7 +103,9 @@ def word_losses(
             total = np.bincount(word, weights=own, minlength=n)[:-1]  # NaN if a piece is no target
             touched = np.bincount(word, weights=targets, minlength=n)[:-1] > 0
             kept = np.flatnonzero(touched & ~broken & ~np.isnan(total))
-            left_out += int(touched.sum()) - len(kept)
+            reached = offsets[targets, 1].max(initial=0)
+            untold = broken & (np.bincount(word, minlength=n)[:-1] == 0) & (spans[:, 0] < reached)
+            left_out += int((touched | untold).sum()) - len(kept)
             found["document"].append(np.full(len(kept), document))
             found["start"].append(spans[kept, 0])
             found["position"].append(start + np.searchsorted(word, kept))
