@@ -66,7 +66,7 @@ def claims(results: Results, weight_decay: float | None = None, confidence: floa
     """
     if weight_decay is None:
         run = results.totals.loc[results.totals["weight_decay"] > 0, "weight_decay"]
-        weight_decay = float(run[run <= max(1, run.min())].max()) if len(run) else 1.0
+        weight_decay = metrics.largest_up_to(run, 1.0) if len(run) else 1.0
     rows = []
     for model in results.totals["model"].unique():
         every = {name: getattr(results, name) for name in ("totals", "bins", "classes")}

@@ -203,8 +203,7 @@ def findings(changes: pd.DataFrame, slopes: pd.DataFrame, weight_decay: float, c
     lines, level = [], 1 - confidence
     for row in slopes.assign(p_holm=holm(slopes["p_value"])).itertuples():
         here = changes[(changes["regime"] == row.regime) & (changes["split"] == row.split)]
-        run = here["weight_decay"]
-        at = run[run <= max(weight_decay, run.min())].max()
+        at = metrics.largest_up_to(here["weight_decay"], weight_decay)
         low, high = (
             here[(here["frequency_class"] == c) & (here["weight_decay"] == at)].iloc[0] for c in ("low", "high")
         )

@@ -313,6 +313,16 @@ def t_half_width(sd: Any, n: Any, confidence: float) -> Any:
     return stats.t.ppf((1 + confidence) / 2, np.maximum(n - 1, 1)) * sd / np.sqrt(n)
 
 
+def largest_up_to(values: pd.Series, bound: float) -> float:
+    """The largest of some values up to `bound`, or else the smallest of all.
+
+    >>> run = pd.Series([0.5, 1.0, 2.0])
+    >>> largest_up_to(run, 1.5), largest_up_to(run, 0.1)
+    (1.0, 0.5)
+    """
+    return float(values[values <= max(bound, values.min())].max())
+
+
 def changes(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     """Change of `value` from λ = 0, paired by seed: adds `difference` and `ratio` to the other rows.
 

@@ -132,7 +132,6 @@ def half_learnt(curves: pd.DataFrame, chance: float) -> str:
     means = curves.groupby(["model", "weight_decay", "bin", "step"], as_index=False)["loss"].mean()
     first = means[means["loss"] < chance / 2].groupby(["model", "weight_decay", "bin"])["step"].min()
     run = curves["weight_decay"]
-    run = run[run <= max(1, run.min())]
 
     def by(model: str, weight_decay: float, name: str) -> str:
         step = first.get((model, weight_decay, name))
@@ -142,7 +141,7 @@ def half_learnt(curves: pd.DataFrame, chance: float) -> str:
     return capital(
         "; ".join(
             f"{f'of {model} ' if len(models) > 1 else ''}types of n_v {name} are half learnt by "
-            f"{' and '.join(by(model, w, name) for w in sorted({run.min(), run.max()}))}"
+            f"{' and '.join(by(model, w, name) for w in sorted({run.min(), metrics.largest_up_to(run, 1.0)}))}"
             for model in models
             for name in _ends(curves)
         )

@@ -100,17 +100,18 @@ def word_losses(
             n_bytes += int(bytes_of_each_token(text, offsets, dropped)[targets].sum())
             spans, word, broken = word_of_each_token(text, offsets, dropped)
             n = len(spans) + 1
+            n_pieces = np.bincount(word, minlength=n)[:-1]
             total = np.bincount(word, weights=own, minlength=n)[:-1]  # NaN if a piece is no target
             touched = np.bincount(word, weights=targets, minlength=n)[:-1] > 0
             kept = np.flatnonzero(touched & ~broken & ~np.isnan(total))
             reached = offsets[targets, 1].max(initial=0)
-            untold = broken & (np.bincount(word, minlength=n)[:-1] == 0) & (spans[:, 0] < reached)
+            untold = broken & (n_pieces == 0) & (spans[:, 0] < reached)
             left_out += int((touched | untold).sum()) - len(kept)
             found["document"].append(np.full(len(kept), document))
             found["start"].append(spans[kept, 0])
             found["position"].append(start + np.searchsorted(word, kept))
             found["loss"].append(total[kept])
-            found["n_pieces"].append(np.bincount(word, minlength=n)[kept])
+            found["n_pieces"].append(n_pieces[kept])
             spelled += [text[a:b] for a, b in spans[kept]]
             bar.update()
     columns = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in found.items()}
