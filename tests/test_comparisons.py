@@ -127,5 +127,18 @@ def test_each_setting_is_kept_at_the_rate_that_is_best_without_decay():
     assert first.endswith("rate and λ chosen together would be 0.1 and 1, 0.500 against 1.000")
     assert second.startswith("b: learning rate 0.1, 3.000 (one seed) nats") and "together" not in second
     assert comparisons.at_zero(pd.Series({"loss": 1.0, "sd": np.nan})) == "1.000 (one seed)"
+    again = comparisons.at_every_rate(kept)
+    assert again.totals["variant"].unique().tolist() == ["a, lr 0.2", "b, lr 0.1"] == list(again.params["variants"])
+    smaller = totals[:2].assign(variant=["b, lr 0.05", "b, lr 0.2"], average_loss=[2.5, 4.0])
+    tables = {t: pd.concat([getattr(again, t), smaller]) for t in TABLES}
+    variants = {**again.params["variants"], **{v: {"x": v} for v in smaller["variant"]}}
+    anew = comparisons.at_best_rate(dataclasses.replace(again, **tables, params={"variants": variants}))
+    assert anew.totals[["variant", "average_loss"]].values.tolist() == [["a", 1.0], ["a", 5.0], ["b", 2.5]]
+    tried = pd.DataFrame(anew.provenance.pop("rates"))
+    assert tried["variant"].tolist() == ["a, lr 0.1", "a, lr 0.2", "b, lr 0.05", "b, lr 0.1", "b, lr 0.2"]
+    assert tried["kept"].tolist() == [False, True, True, False, False] and anew.provenance == {"n_runs": 5}
+    worse = tables["totals"].assign(average_loss=9.0)
+    with pytest.raises(files.RunError, match=r"^a, lr 0\.1: the best rate at λ = 0, and its runs are gone"):
+        comparisons.at_best_rate(dataclasses.replace(again, totals=worse, params={"variants": variants}))
     with pytest.raises(files.RunError, match="do not end in 'lr RATE'"):
         comparisons.split_rate(pd.Series(["a"]))

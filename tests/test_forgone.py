@@ -155,6 +155,11 @@ def test_the_line_through_widths_is_that_of_its_points(path):
     deep = frame.assign(model="deep")
     seeds = forgone.by_seed(pd.concat([*wide, deep]))
     assert "grows with width" in forgone.say_width(seeds) and "(4.100, 4.100, 4.100 nats)" in forgone.say_width(seeds)
+    assert "for qwen2-tiny and qwen2-tiny-wide and qwen2-tiny-wider the smallest or largest" in forgone.say_width(seeds)
+    beyond = pd.concat([*wide, *(f.assign(learning_rate=0.05, average=f["average"] + 1) for f in wide[:2])])
+    assert "for qwen2-tiny-wider the smallest or largest" in forgone.say_width(forgone.by_seed(beyond))
+    beyond = pd.concat([beyond, wide[2].assign(learning_rate=0.05, average=wide[2]["average"] + 1)])
+    assert forgone.say_width(forgone.by_seed(beyond)).endswith("at a rate better than a smaller and a larger one.")
     (said,) = forgone.say_others(seeds)
     assert said.startswith(
         "deep, λ = 1: the held-out loss of low-frequency types changes by -0.100 nats [-0.100, -0.100]"

@@ -55,7 +55,8 @@ def step_by_hand(model, batches, lr, weight_decay, scale):
 def test_frequency_aware_adamw_against_a_slow_reference(tied, by_counts, accumulated):
     counts = np.arange(VOCABULARY)
     ours, reference = gpt2(tied), gpt2(tied)
-    optimizer = remedies.frequency_aware_adamw(ours, 0.1, 0.5, counts if by_counts else None, exponent=0.5)
+    by = {"counts": counts, "exponent": 0.5} if by_counts else {}
+    optimizer = remedies.frequency_aware_adamw(ours, 0.1, 0.5, **by)
     batches = Ids().ids.reshape(-1, 8, 6)[:accumulated]
     for ids in batches:
         (ours(input_ids=ids, labels=ids).loss / accumulated).backward()
@@ -448,6 +449,8 @@ def test_counts_of_another_length_or_kind():
     }.items():
         with pytest.raises(ValueError, match=message):
             remedies.frequency_aware_adamw(model, **{"lr": 0.1, "weight_decay": 0.1, "counts": counts, **options})
+    with pytest.raises(ValueError, match=r"exponent=0\.5 acts on counts"):
+        remedies.frequency_aware_adamw(model, 0.1, 0.1, exponent=0.5)
 
 
 def test_models_whose_rows_cannot_decay_are_refused():

@@ -18,6 +18,9 @@ from fairlm_utils import files
 from fairlm_utils.analysis import metrics, scale
 from fairlm_utils.analysis.results import SOME_TABLES, TABLES, Results
 
+#: Where provenance has the `rates` that were tried before, while runs at others are joined.
+_EARLIER = "earlier_rates"
+
 
 def split_rate(variant: pd.Series) -> pd.DataFrame:
     """Columns name and learning_rate of variants "NAME, lr RATE", as experiment files call a setting at each rate tried."""
@@ -71,10 +74,15 @@ def at_best_rate(results: Results) -> Results:
     """The runs of each setting at the learning rate whose held-out average is lowest at λ = 0, mean over seeds.
 
     Of variants "NAME, lr RATE" those of that rate are kept, and called NAME. Then λ alone moves, and at a rate that is
-    not to blame for what it changes. The table of `rates` goes with the provenance, by column. Raises RunError for
-    variants of other names.
+    not to blame for what it changes. The table of `rates` goes with the provenance, by column, and with it that of rates whose
+    runs are gone, see `at_every_rate`. Raises RunError for variants of other names, and if a rate that is gone is the best.
     """
-    tried = rates(results)
+    tried, earlier = rates(results), pd.DataFrame(results.provenance.get(_EARLIER, {"variant": []}))
+    if len(gone := earlier[~earlier["variant"].isin(tried["variant"])]):
+        tried = pd.concat([gone, tried], ignore_index=True).sort_values(["name", "learning_rate"], ignore_index=True)
+        tried["kept"] = tried.index.isin(tried.groupby("name")["loss"].idxmin())
+    if absent := sorted(set(tried.loc[tried["kept"], "variant"]) - set(results.totals["variant"])):
+        raise files.RunError(f"{', '.join(absent)}: the best rate at λ = 0, and its runs are gone; run it again")
     kept_rates = tried[tried["kept"]]
     name = dict(zip(kept_rates["variant"], kept_rates["name"], strict=True))
 
@@ -85,8 +93,26 @@ def at_best_rate(results: Results) -> Results:
 
     own = {name[v]: of for v, of in results.params["variants"].items() if v in name}
     tables = {t: kept(getattr(results, t)) for t in (*TABLES, *SOME_TABLES, "tokens")}
-    provenance = {**results.provenance, "rates": tried.astype(object).where(tried.notna(), None).to_dict("list")}
+    provenance = {k: v for k, v in results.provenance.items() if k != _EARLIER}
+    provenance["rates"] = tried.astype(object).where(tried.notna(), None).to_dict("list")
     return replace(results, **tables, params={**results.params, "variants": own}, provenance=provenance)  # type: ignore[arg-type]
+
+
+def at_every_rate(kept: Results) -> Results:
+    """What `at_best_rate` kept, called "NAME, lr RATE" again: runs at other rates can be joined to it, and the best chosen anew.
+
+    Of the rates that were not kept, the table of `rates` alone is left.
+    """
+    table = pd.DataFrame(kept.provenance["rates"])
+    variant = table[table["kept"]].set_index("name")["variant"].to_dict()
+
+    def renamed(rows: pd.DataFrame | None) -> pd.DataFrame | None:
+        return rows.replace({"variant": variant}) if rows is not None and "variant" in rows else rows
+
+    tables = {t: renamed(getattr(kept, t)) for t in (*TABLES, *SOME_TABLES, "tokens")}
+    variants = {variant[name]: of for name, of in kept.params["variants"].items()}
+    provenance = {_EARLIER if k == "rates" else k: v for k, v in kept.provenance.items()}
+    return replace(kept, **tables, params={**kept.params, "variants": variants}, provenance=provenance)  # type: ignore[arg-type]
 
 
 def paired(frame: pd.DataFrame, value: str, confidence: float = 0.95) -> pd.DataFrame:

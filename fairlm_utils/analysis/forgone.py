@@ -52,20 +52,22 @@ def choices(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
     """Learning rate and λ of each model and cell, by the mean held-out average loss over seeds.
 
     The rate is the best at λ = 0, and λ the best at that rate; `jointly`, the pair that is best of all. Columns:
-    model, cell, base_rate (the best at λ = 0), base (its loss), learning_rate, weight_decay, average, unigram (nats), and
-    useful: whether the model chosen lies USEFUL below the unigram.
+    model, cell, base_rate (the best at λ = 0), base (its loss), bracketed (λ = 0 was run at a smaller and a larger rate too),
+    learning_rate, weight_decay, average, unigram (nats), and useful: whether the model chosen lies USEFUL below the unigram.
     """
     held = frame[frame["split"] == "held-out"]
     setting = ["model", "cell", "learning_rate", "weight_decay"]
     means = held.groupby(setting, sort=False)[["average", "unigram"]].mean().reset_index()
     rows, chosen = [], ["learning_rate", "weight_decay", "average", "unigram"]
     for (model, cell), own in means.groupby(["model", "cell"], sort=False):
-        base = own[own["weight_decay"] == 0].sort_values("average", kind="stable").iloc[0]
+        plain = own[own["weight_decay"] == 0].sort_values("average", kind="stable")
+        base, rates = plain.iloc[0], plain["learning_rate"]
+        bracketed = rates.min() < base["learning_rate"] < rates.max()
         among = own if jointly else own[own["learning_rate"] == base["learning_rate"]]
         best = among.sort_values(["average", "weight_decay"], kind="stable").iloc[0]
         useful = best["average"] < best["unigram"] - USEFUL
-        rows.append((model, cell, base["learning_rate"], base["average"], *best[chosen], useful))
-    return pd.DataFrame(rows, columns=["model", "cell", "base_rate", "base", *chosen, "useful"])
+        rows.append((model, cell, base["learning_rate"], base["average"], bracketed, *best[chosen], useful))
+    return pd.DataFrame(rows, columns=["model", "cell", "base_rate", "base", "bracketed", *chosen, "useful"])
 
 
 def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
@@ -343,14 +345,18 @@ def say_width(seeds: pd.DataFrame, confidence: float = 0.95) -> str:
     beyond = np.log2(PAPER_WIDTH / max(WIDTHS.values()))
     sign = "grows" if row["slope_high"] < 0 else "shrinks" if row["slope_low"] > 0 else "does not reliably change"
     cells = seeds.loc[seeds["model"].isin(WIDTHS) & (seeds["model"] != "qwen2-tiny"), "cell"]
-    bases = seeds[seeds["cell"].isin(cells)].drop_duplicates("model").set_index("model").loc[list(WIDTHS), "base"]
+    models = seeds[seeds["cell"].isin(cells)].drop_duplicates("model").set_index("model").loc[list(WIDTHS)]
+    bases, edge = models["base"], list(models.index[~models["bracketed"]])
     worse = " more" if bases.is_monotonic_increasing else ""
+    rates = "each at a rate better than a smaller and a larger one"
+    if edge:
+        rates = f"each at the best rate tried, for {' and '.join(edge)} the smallest or largest: part of this may be their rates"
     return (
         f"What low-frequency types gain from λ on held-out text {sign} with width: {row['slope']:+.3f} nats of their loss "
         f"per doubling [{row['slope_low']:+.3f}, {row['slope_high']:+.3f}]; at OpenELM-270M's width of {PAPER_WIDTH:,} the "
         f"line says {row['predicted']:+.2f} [{row['predicted_low']:+.2f}, {row['predicted_high']:+.2f}], {beyond:.1f} doublings "
         f"beyond what was run. Without decay the wider models lose{worse} on average ({', '.join(f'{b:.3f}' for b in bases)} "
-        "nats), each at the best rate tried for it: part of this may be their rates."
+        f"nats), {rates}."
     )
 
 

@@ -85,10 +85,9 @@ def cost(p: EvaluationParams, hardware: str, n_runs: int = 1) -> dict[str, float
     if hardware not in HARDWARE:
         raise ParameterError(f"hardware: {hardware!r} is not one of {', '.join(HARDWARE)}")
     device, vocab_size = HARDWARE[hardware], _vocabulary(p)
-    config = model_config(p.model, vocab_size, p.context)
+    n_parameters, of_token = _of_model(p.model, vocab_size, p.context)
     tokens_per_step = p.batch_size * p.gradient_accumulation_steps * p.context
-    flops = flops_per_token(config, p.context) * tokens_per_step * p.steps
-    n_parameters, _ = parameter_counts(config)
+    flops = of_token * tokens_per_step * p.steps
     logits = 2 * (2 if p.dtype == "bfloat16" else 4) * p.batch_size * p.context * vocab_size
     memory = models.STATE_BYTES * n_parameters + logits
     return {
@@ -101,6 +100,13 @@ def cost(p: EvaluationParams, hardware: str, n_runs: int = 1) -> dict[str, float
         "runs": n_runs,
         "hours in all": n_runs * flops / (device.flops * device.utilisation) / 3600,
     }
+
+
+@cache
+def _of_model(model: str, vocab_size: int, context: int) -> tuple[int, float]:
+    """Parameters of a model of `params`, and FLOPs of training it on one token."""
+    config = model_config(model, vocab_size, context)
+    return parameter_counts(config)[0], flops_per_token(config, context)
 
 
 @cache
@@ -119,7 +125,7 @@ def decay_line(p: EvaluationParams) -> str:
     line = f"λ Σ lr = {decay_sum(unit):.3g} λ; τ = 1/(lr λ) = {time_scale(unit, p.steps):,.0f}/λ steps at the peak rate"
     if p.max_train_blocks:
         n_epochs = epochs(p, p.max_train_blocks)
-        n_parameters, _ = parameter_counts(model_config(p.model, _vocabulary(p), p.context))
+        n_parameters, _ = _of_model(p.model, _vocabulary(p), p.context)
         line += (
             f" = {time_scale(unit, n_epochs):,.3g}/λ epochs; if the text fills {p.max_train_blocks:,} blocks: {n_epochs:,.3g} epochs, "
             f"{n_parameters / (p.max_train_blocks * (p.context - 1)):,.3g} parameters per target"
@@ -144,7 +150,7 @@ def sheet(results: Results) -> pd.DataFrame:
         named = dict(zip(keys, key, strict=True))
         p = scale.params_of(results, named)
         n_targets, vocabulary = int(group["n_train_tokens"].iloc[0]), round(np.exp(group["chance"].iloc[0]))
-        parameters, _ = parameter_counts(model_config(p.model, vocabulary, p.context))
+        parameters, _ = _of_model(p.model, vocabulary, p.context)
         heldout = group[group["split"] == "held-out"]
         rows.append(
             {

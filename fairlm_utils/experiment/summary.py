@@ -35,6 +35,8 @@ TABLE_1 = (
     "token_balanced_accuracy",
     "token_balanced_perplexity",
 )
+#: Heading of the table by learning rate, which a page has if each variant was tried at several.
+BY_RATE = "Learning rates tried, and the change from λ = 0 at each"
 
 
 def _kept(results: Results) -> Results:
@@ -65,7 +67,11 @@ def _by_rate(results: Results) -> pd.DataFrame:
         found = comparisons.mean_interval(changes, "difference")
         found = found.assign(λ=found["variant"].map(used), what="small − large, " + found["split"])
     else:
-        found = tokenizers.compare(results).query("unit == 'word' and split == 'held-out'")
+        n_decays = results.totals.groupby("variant")["weight_decay"].nunique()
+        tables = {name: getattr(results, name) for name in ("bins", "words")}
+        decayed = {name: table[table["variant"].map(n_decays) > 1] for name, table in tables.items()}
+        found = tokenizers.compare(replace(results, **decayed))
+        found = found.query("unit == 'word' and split == 'held-out'")
         found = found[found["bin"].isin(found["bin"].unique()[:3])].rename(columns={"change": "mean", "compared": "λ"})
         found["what"] = "words, count " + found["bin"]
     found["change"] = [sentences.interval(r.mean, r.low, r.high) for r in found.itertuples()]
@@ -80,7 +86,7 @@ def _by_rate(results: Results) -> pd.DataFrame:
 def _tables(results: Results) -> dict[str, pd.DataFrame]:
     """What an experiment says, by heading: verdicts on the claims, or what its variants change; Table 1 and scale."""
     if (kept := _kept(results)) is not results:
-        return {"Learning rates tried, and the change from λ = 0 at each": _by_rate(results), **_tables(kept)}
+        return {BY_RATE: _by_rate(results), **_tables(kept)}
     # a column of no value at all is of no number's type
     sheet = cost.sheet(results).map(lambda v: v if isinstance(v, str) else "" if np.isnan(v) else f"{v:.3g}")
     in_common = {"Table 1": metrics.table_1(results.totals, TABLE_1), "Scale": sheet}

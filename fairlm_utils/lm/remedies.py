@@ -434,19 +434,22 @@ def frequency_aware_adamw(
     lr: float | Tensor,
     weight_decay: float,
     counts: np.ndarray | Tensor | None = None,
-    exponent: float = 1.0,
+    exponent: float | None = None,
     decayed_parameters: str = "all",
     **adamw: Any,
 ) -> FrequencyAwareAdamW:
     """AdamW whose decay of embedding and head rows depends on how often their token occurs; a drop-in for any causal LM.
 
     Without `counts` a row decays in steps in which its token occurs; with training counts [vocabulary] by
-    `frequency_scale(counts, exponent)`, rows beyond the counts (an embedding padded to a multiple of 64) as types that do
+    `frequency_scale(counts, exponent)`, 1 by default, rows beyond the counts (an embedding padded to a multiple of 64) as types that do
     not occur. The other parameters decay as `decayed_parameters` says (see `models.weight_decay_groups`); further arguments
     are AdamW's. Give it to Trainer as `optimizers=(optimizer, None)`. Embeddings must be whole on each device: data
     parallelism works, sharding of the embedding does not. See `FrequencyAwareAdamW` for what counts as seen. Raises
-    ValueError for counts that are none (see `frequency_scale`) or more than the rows, and for a model without embedding.
+    ValueError for counts that are none (see `frequency_scale`) or more than the rows, for an exponent without counts, and
+    for a model without embedding.
     """
+    if exponent is not None and counts is None:
+        raise ValueError(f"exponent={exponent} acts on counts; give counts of the training text too, or leave it out")
     n_rows, scale = len(embedding_and_head(model)[0].weight), None
     if counts is not None:
         n = whole_counts(counts)
@@ -455,7 +458,7 @@ def frequency_aware_adamw(
                 f"counts has {len(n):,} entries and the model's embedding {n_rows:,} rows; count the training text with the "
                 "model's own tokenizer, or resize the embedding first"
             )
-        scale = frequency_scale(np.pad(n, (0, n_rows - len(n))), exponent)
+        scale = frequency_scale(np.pad(n, (0, n_rows - len(n))), 1.0 if exponent is None else exponent)
     groups, _ = weight_decay_groups(model, weight_decay, decayed_parameters, rows_apart=True)
     return FrequencyAwareAdamW(groups, model=model, row_scale=scale, lr=lr, weight_decay=weight_decay, **adamw)
 
