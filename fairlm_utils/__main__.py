@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,9 +28,24 @@ _WORKERS = click.option(
 _RETRIES = click.option(
     "--retries", default=1, type=click.IntRange(min=0), show_default=True, help="Times a failed run is tried again."
 )
+
+
+def _in_full(*of_click: Any) -> tuple[tuple[str, str], ...]:
+    """`-p NAME VALUE` as given; a file or folder that lies where the command was typed, and not in the project, in full."""
+    *_, overrides = of_click
+    read = ("corpus", "corpus_path", "tokenizer", "model")
+
+    def full(name: str, value: str) -> str:
+        there = name in read and value and os.path.exists(value) and not (files.PROJECT / value).exists()
+        return json.dumps(os.path.abspath(value), ensure_ascii=False) if there else value
+
+    return tuple((name, full(name, value)) for name, value in overrides)
+
+
 _OVERRIDES = click.option(
     "-p",
     "overrides",
+    callback=_in_full,
     nargs=2,
     multiple=True,
     metavar="NAME VALUE",
@@ -62,9 +78,12 @@ def run(file: Path, overrides: Sequence[tuple[str, str]]) -> None:
     fields = params.EvaluationParams.model_fields
     values = {k: v for k, v in params.read(_entered(file), overrides).items() if k in fields or k == params.VARIANTS}
     p = params.EvaluationParams.check(values, str(file))
+    from fairlm_utils import identity
     from fairlm_utils.experiment import runs
     from fairlm_utils.lm import processes
 
+    if not p.variant:  # of variants a run alone does not know the others
+        identity.check_experiment([p])
     runs.train(p)
     if processes.is_main_process():
         print(runs.evaluate(p))
@@ -120,11 +139,13 @@ def reproduce(file: Path, workers: int, retries: int, save_results: str, overrid
 def stack(file: Path, most: int, workers: int, only: str, overrides: Sequence[tuple[str, str]]) -> None:
     """Train and evaluate the small runs of FILE as stacked models, many at a time on one GPU."""
     from fairlm_utils.experiment import stacked
+    from fairlm_utils.experiment import sweep as sweeping
 
     points = _read(file, overrides)
     if not (chosen := [p for p in points if only in p.variant]):
         names = ", ".join(dict.fromkeys(p.variant for p in points if p.variant)) or "none"
         raise params.ParameterError(f"--only {only!r}: no variant of {file} has this in its name; they are: {names}")
+    sweeping.check(points)
     stacked.train_all(chosen, most, workers)
 
 
@@ -232,8 +253,11 @@ def audit(
 
     report = report.expanduser().resolve()
     tables = tables and tables.expanduser().resolve()
-    named = {"audited_model": model, "corpus": corpus, "reference_model": reference, "counts_file": counts}
-    p, values = auditing.checked({k: v for k, v in named.items() if v}, params.overridden(overrides))
+    if not model.strip() or not corpus.strip():
+        raise params.ParameterError(f"{'MODEL' if corpus.strip() else 'CORPUS'}: is empty; name one")
+    more = {"reference_model": reference, "counts_file": counts}
+    named = {"audited_model": model, "corpus": corpus, **{k: v for k, v in more.items() if v}}
+    p, values = auditing.checked(named, params.overridden(overrides))
     for file in (report, *([tables / "totals.csv"] if tables else [])):
         files.check_writable(file)
     files.enter_project()

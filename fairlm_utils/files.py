@@ -98,7 +98,16 @@ def progress(*arguments: Any, **options: Any) -> tqdm:
 _FULL = re.compile(
     r"No space left|[Dd]isk quota|\d+ requested and \d+ written|PytorchStreamWriter|unexpected pos \d+ vs"
 )
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+_UNWRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+)
 
 
 @contextmanager

@@ -189,14 +189,16 @@ def check_experiment(points: Sequence[Any]) -> None:
 
     Raises RunError naming the parameters that differ.
     """
-    folder = Path(points[0].runs_dir) / points[0].experiment
+    folder, fields = Path(points[0].runs_dir) / points[0].experiment, EvaluationParams.model_fields
     wanted = {p.run_id() for p in points}
     for directory in finished_runs(folder):
         if directory.name in wanted:
             continue
         known = recorded_params(directory)
-        first = next((p.identity() for p in points if p.variant == known.get("variant", "")), {"variant": None})
-        differing = sorted(k for k, v in first.items() if (k not in AXES or k == "variant") and known.get(k) != v)
+        like = next((p for p in points if p.variant == known.get("variant", "")), None)
+        of = like.model_dump(exclude={*like.NOT_IN_RUN_ID, *AXES, "eval_batch_size"}) if like else {"variant": None}
+        # an earlier run may not have recorded what was at its default
+        differing = sorted(k for k, v in of.items() if known.get(k, fields[k].default) != v)
         if differing:
             raise files.RunError(
                 f"{folder} holds runs that differ from this experiment in {', '.join(differing)}; remove the folder or set "

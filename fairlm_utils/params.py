@@ -59,6 +59,8 @@ Bos = Annotated[
 def _path_name(name: str) -> str:
     name = os.path.expanduser(name)
     encoded = os.fsencode(name)
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise ValueError("is not UTF-8; rename the file or folder")
     if len(encoded) > MAX_PATH_BYTES or any(len(part) > MAX_NAME_BYTES for part in encoded.split(b"/")):
         raise ValueError(f"is too long for a path, of at most {MAX_NAME_BYTES} bytes per name, {MAX_PATH_BYTES} in all")
     return name
@@ -177,6 +179,12 @@ class TokenizationParams(CorpusParams):
             )
         return self
 
+    @model_validator(mode="after")
+    def _lowercase_acts(self) -> Self:
+        if self.lowercase and self.tokenizer != "bpe":
+            raise ValueError("lowercase: acts on a BPE that is trained here; leave it out, or set tokenizer: bpe")
+        return self
+
 
 class TrainingParams(TokenizationParams):
     """Parameters of `02_training`."""
@@ -190,7 +198,9 @@ class TrainingParams(TokenizationParams):
     )
     max_train_blocks: int = _param(800, "training blocks, 0 takes all", ge=0)
     max_heldout_blocks: int = _param(192, "held-out blocks evaluated, 0 takes all", ge=0)
-    model: PathName = _param("qwen2-tiny", "a name of fairlm_utils.lm.models.REGISTRY, a config JSON file, or a Hub id")
+    model: GivenPath = _param(
+        "qwen2-tiny", "a name of fairlm_utils.lm.models.REGISTRY, a config JSON file, or a Hub id"
+    )
     weight_decay: float = _param(0.3, "AdamW decoupled weight decay λ", ge=0)
     decayed_parameters: DecayedParameters = _param(
         "all", "what λ acts on: all, matrices, no-embedding, no-embedding-nor-norms, embedding, head or norms"
@@ -271,6 +281,10 @@ class TrainingParams(TokenizationParams):
     @model_validator(mode="after")
     def _decay_is_possible(self) -> Self:
         by_row, decoupled = self.embedding_decay != "uniform", self.weight_decay_form == "decoupled"
+        if self.frequency_exponent != 1 and self.embedding_decay != "frequency":
+            raise ValueError(
+                "frequency_exponent: acts with embedding_decay: frequency; set it, or leave the exponent out"
+            )
         if by_row and self.sharded:
             raise ValueError("embedding_decay: needs whole rows of the embedding; set uniform or sharded: false")
         if by_row and not decoupled:
@@ -309,6 +323,8 @@ class EvaluationParams(TrainingParams):
     def _words_can_be_found(self) -> Self:
         if self.by_word and not (self.packing and self.pre_tokenizer == "byte-level"):
             raise ValueError("by_word: needs packing: true and pre_tokenizer: byte-level, or set by_word: false")
+        if self.by_word and self.lowercase:
+            raise ValueError("by_word: needs the text as it is; set lowercase: false, or by_word: false")
         return self
 
 
@@ -339,6 +355,7 @@ class GeneralizationParams(Parameters):
     map_table: GivenPath = _param(
         "results/map/map.csv", "losses of every run of the map, see fairlm_utils.analysis.forgone"
     )
+    drawn_table: GivenPath = _param("results/map/drawn.csv", "losses of some runs on blocks drawn from all held-out text")
     best_results: GivenPath = _param("results/map", "results of the best setting of those run at every λ")
     best_cell: str = _param("400k targets, 10 epochs", "the cell of the map that they lie in")
     language_results: GivenPath = _param("results/languages", "results by language")
@@ -464,7 +481,15 @@ def overridden(overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     given = Counter(name for name, _ in overrides)
     if repeated := sorted(name for name, n in given.items() if n > 1):
         raise ParameterError(f"-p {repeated[0]}: is given {given[repeated[0]]} times; keep one")
-    return {name: parse(value, f"-p {name}") for name, value in overrides}
+    return {name: _override(name, value) for name, value in overrides}
+
+
+def _override(name: str, text: str) -> Any:
+    """The value of `-p`, as YAML. Raises ParameterError where a part of it would be a comment of YAML."""
+    value = parse(text, f"-p {name}")
+    if isinstance(value, str | None) and re.search(r"(^|\s)#", text) and text.strip()[:1] not in ("'", '"'):
+        raise ParameterError(f"-p {name}: {text!r} is {value!r} in YAML, where # begins a comment; write '\"{text}\"'")
+    return value
 
 
 class _Composer(Composer):
@@ -534,10 +559,11 @@ def expand(values: Mapping[str, Any], source: str = "parameters") -> list[Evalua
     every problem of every point once, an empty grid and a repeated run among them.
     """
     values = dict(values)
-    variants = values.pop(VARIANTS, {"": {}})
+    alone, one = values.get("variant", ""), VARIANTS not in values
+    variants = values.pop(VARIANTS, {alone if isinstance(alone, str) else "": {}})
     if not isinstance(variants, Mapping) or not all(isinstance(v, Mapping) for v in variants.values()) or not variants:
         raise ParameterError(f"{source}: 1 problem(s)\n  - variants: must map names to parameters and their values")
-    if variants != {"": {}} and not all(str(name).strip() for name in variants):
+    if not one and not all(str(name).strip() for name in variants):
         raise ParameterError(f"{source}: 1 problem(s)\n  - variants: one has no name; give it one")
     named = itertools.chain(values, *variants.values())
     problems = [f"  - {_unknown(name)}" for name in named if name not in ALL_FIELDS]
@@ -597,6 +623,9 @@ def _describe(error: Mapping[str, Any], cls: type[Parameters]) -> str:
     hint = ""
     if isinstance(error["input"], str) and error["type"] in ("float_type", "int_type"):
         hint = " (it is text: write 0.1, without quotes, and not 1e-1, which is text in YAML 1.1)"
+    if error["type"] == "string_type" and isinstance(error["input"], int | float | None):
+        text = "" if error["input"] is None else error["input"]
+        hint = f" (which is no text in YAML: write '\"{text}\"')"
     return f"{name}: {message}, not {error['input']!r}{hint}"
 
 

@@ -436,6 +436,14 @@ def test_json_and_tables_are_for_scripts(folder, corpus_file, tmp_path, capsys, 
     assert {"bins", "words", "kinds", "classes", "totals", "norms", "undertrained"} <= written
 
 
+@pytest.mark.parametrize(
+    ("named", "said"), [(["", "python-docs"], "MODEL: is empty"), (["gpt2", " "], "CORPUS: is empty")]
+)
+def test_the_command_takes_no_empty_name_for_its_default(named, said, capsys):
+    assert main(["audit", *named]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_command_explains_what_is_wrong_and_writes_nothing(corpus_file, tmp_path, capsys):
     report = tmp_path / "out.html"
     assert (

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fairlm_utils.lm import corpora
@@ -56,6 +58,30 @@ def test_a_folder_with_a_test_split_keeps_it_and_training_documents_are_shuffled
     pd.DataFrame({"text": ["held out", "", None]}).to_parquet(tmp_path / "test.parquet")
     corpus = load(tmp_path, max_documents=20)
     assert list(corpus.heldout) == ["held out"] and len(corpus.train) == 20 and list(corpus.train) != TEXTS[:20]
+
+
+def test_held_out_documents_that_are_kept_are_from_all_of_the_corpus(tmp_path):
+    texts = [f"{kind} {i}" for kind in ("first", "second") for i in range(500)]
+    pd.DataFrame({"text": texts}).to_parquet(tmp_path / "sorted.parquet")
+    corpus = load(tmp_path / "sorted.parquet", max_documents=40)
+    assert len(corpus.heldout) == 40 and 10 < sum(t.startswith("first") for t in corpus.heldout) < 30
+    assert [texts.index(t) for t in corpus.heldout] == sorted(texts.index(t) for t in corpus.heldout)
+
+
+def test_shards_without_rows_or_without_texts_are_no_fault(tmp_path):
+    pd.DataFrame({"text": TEXTS}).to_parquet(tmp_path / "part-0.parquet")
+    pd.DataFrame({"text": pd.Series([], dtype=str)}).to_parquet(tmp_path / "part-1.parquet")
+    assert len(load(tmp_path).train) + len(load(tmp_path).heldout) == len(TEXTS)
+    folder = tmp_path / "csv"
+    folder.mkdir()
+    pd.DataFrame({"text": TEXTS, "n": 1}).to_csv(folder / "a.csv", index=False)
+    (folder / "b.csv").write_text('text,n\n"",1\n"",2\n')
+    assert len(load(folder).train) + len(load(folder).heldout) == len(TEXTS)
+
+
+def test_texts_of_arrow_views_are_text(tmp_path):
+    pq.write_table(pa.table({"text": pa.array(TEXTS, pa.string_view())}), tmp_path / "views.parquet")
+    assert len(load(tmp_path / "views.parquet").train) > 0
 
 
 def test_a_named_corpus_reads_a_local_copy(tmp_path):

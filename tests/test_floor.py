@@ -71,6 +71,8 @@ def test_the_command_prints_the_floor_of_an_experiment_file(tmp_path, corpus_fil
     assert main(["floor", str(file)]) == 0
     said = capsys.readouterr().out
     assert "own: an ideal memoriser of 50 training blocks has" in said and "(350 targets of " in said
+    monkeypatch.chdir(corpus_file.parent)  # a file that lies where the command is typed, as the shell would complete it
+    assert main(["floor", str(file), "-p", "corpus", corpus_file.name]) == 0
     assert main(["floor", str(file), "-p", "contxt", "9"]) == 2
     assert "did you mean context" in capsys.readouterr().err
 

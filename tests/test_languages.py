@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,6 +150,27 @@ def test_bits_per_byte_by_hand(corpus):
     assert by_language(p, tokenized, losses, ~low)["low_frequency_types"].eq(1).all()
     losses["training"][:] = np.nan  # no target: no bytes, no row
     assert set(by_language(p, tokenized, losses, low)["split"]) == {"held-out"}
+
+
+def test_languages_are_told_whatever_begins_a_document_and_lies_beside_them(folder, tmp_path):
+    natural = tmp_path / "more"
+    shutil.copytree(folder / "natural", natural)
+    german = natural / "train" / "German.jsonl"
+    page = texts(natural / "train" / "Russian.jsonl")[0]
+    german.write_text("\ufeff" + german.read_text("utf-8") + json.dumps({"text": page}) + "\n", "utf-8")
+    (natural / "train" / "English.jsonl").write_text(json.dumps({"text": "a page in English"}) + "\n")
+    values = {"corpus": str(natural), "tokenizer": str(folder / "tokenizer"), "runs_dir": str(tmp_path), "context": 4}
+    p = EvaluationParams.check({**values, "bos": "yes"})
+    tokenized = tokenize_corpus(p)
+    losses = {s: np.ones(len(i)) for s, i in (("training", tokenized.train), ("held-out", tokenized.heldout))}
+    table = by_language(p, tokenized, losses, np.zeros(len(tokenized.tokenizer), dtype=bool)).set_index(
+        ["split", "language"]
+    )
+    assert table.loc[("training", "Russian"), "n_bytes"] == sum(
+        len(t.encode()) for t in texts(natural / "train" / "Russian.jsonl")[1:]
+    )
+    assert "English" not in table.reset_index()["language"].unique()
+    assert language_files(EvaluationParams.check({**values, "packing": False})) == []
 
 
 def test_other_corpora_have_no_languages(miniature):

@@ -153,8 +153,10 @@ def test_one_seed_has_no_interval():
 def test_changes_are_paired_by_seed():
     changed = metrics.changes(runs_frame(), "loss").set_index("seed")
     assert changed["difference"].to_dict() == {0: 1.0, 1: 6.0} and changed["ratio"].to_dict() == {0: 2.0, 1: 3.0}
-    with pytest.raises(ValueError, match="no partner"):
-        metrics.changes(runs_frame().query("not (seed == 1 and weight_decay == 0)"), "loss")
+    one = metrics.changes(runs_frame().query("not (seed == 1 and weight_decay == 0)"), "loss")
+    assert one["seed"].tolist() == [0]  # the other seed has no partner
+    with pytest.raises(ValueError, match="no run has a partner"):
+        metrics.changes(runs_frame().query("weight_decay != 0 or seed == 2"), "loss")
 
 
 def test_table_1_is_mean_and_sd():

@@ -100,6 +100,34 @@ def test_a_config_file_is_a_model(tmp_path):
         models.model_config(str(path), 100, 16)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "model_type": "olmo2",
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+        {
+            "model_type": "gpt_neo",
+            "hidden_size": 16,
+            "num_layers": 1,
+            "attention_types": [[["global"], 1]],
+            "num_heads": 2,
+        },
+    ],
+)
+def test_every_row_of_a_model_of_a_config_trains(config, tmp_path):
+    """OLMo2's config has a padding token, which in another vocabulary is another token; GPT-Neo has no fused attention."""
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    model = models.build_model(str(tmp_path / "c.json"), 10, 8, seed=0)
+    ids = torch.arange(10)[:8][None].repeat(2, 1)
+    model(input_ids=ids, labels=ids.flip(1)).loss.backward()
+    assert (model.get_input_embeddings().weight.grad[:7].norm(dim=1) > 0).all()
+
+
 def test_an_unknown_model_names_the_known_ones(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ParameterError, match="qwen2-tiny"):

@@ -261,6 +261,39 @@ def test_an_override_is_yaml_1_2_and_what_papermills_own_option_takes(text, valu
     assert params.parse(text, "-p x") == papermill.cli._resolve_type(text) == value
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("corpus", "./texts #2", "# begins a comment; write '\"./texts #2\"'"),
+        ("corpus", "2024", "write '\"2024\"'"),
+        ("tokenizer", "", "write '\"\"'"),
+        ("model", '""', "model: String should have at least 1 character"),
+    ],
+)
+def test_an_override_that_yaml_takes_for_no_text_says_how_it_is_written(name, value, said):
+    with pytest.raises(ParameterError, match=re.escape(said)):
+        params.read("params/quick.yaml", [(name, value)])
+    assert params.read("params/quick.yaml", [("corpus", '"a #2"')])["corpus"] == "a #2"
+
+
+def test_the_name_of_a_variant_may_be_set_alone():
+    assert [p.variant for p in params.expand({"variant": "mine", "seed": [0, 1]})] == ["mine", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lowercase": True, "tokenizer": "gpt2"}, "lowercase: acts on a BPE that is trained here"),
+        ({"lowercase": True, "by_word": True}, "by_word: needs the text as it is"),
+        ({"frequency_exponent": 0.5}, "frequency_exponent: acts with embedding_decay: frequency"),
+        ({"corpus": "caf\udce9"}, "corpus: is not UTF-8; rename"),
+    ],
+)
+def test_what_would_have_no_effect_or_cannot_be_written_is_refused(values, said):
+    with pytest.raises(ParameterError, match=said):
+        EvaluationParams.check(values)
+
+
 def test_an_override_given_twice_is_refused():
     with pytest.raises(ParameterError, match="-p seed: is given 2 times"):
         params.read(ROOT / "params" / "quick.yaml", [("seed", "1"), ("steps", "3"), ("seed", "2")])

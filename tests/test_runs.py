@@ -93,6 +93,17 @@ def test_runs_of_other_settings_are_not_mixed(miniature):
         identity.check_experiment([miniature(experiment="mixed", steps=4)])
 
 
+@pytest.mark.parametrize("other", [{"dropout": 0.3}, {"weight_decay_form": "cautious"}, {"by_word": True}])
+def test_runs_of_settings_that_are_another_default_are_not_mixed_either(miniature, other):
+    points = [{}, other]
+    for first, second in (points, points[::-1]):
+        name = f"mixed-{len(first)}-{next(iter(other))}"
+        runs.evaluate(miniature(experiment=name, steps=2, window_steps=2, weight_decay=0.3, **first))
+        identity.check_experiment([miniature(experiment=name, steps=2, window_steps=2, **first)])
+        with pytest.raises(files.RunError, match=f"differ from this experiment in {next(iter(other))};"):
+            identity.check_experiment([miniature(experiment=name, steps=2, window_steps=2, weight_decay=0.7, **second)])
+
+
 def test_a_folder_without_results_says_what_to_do(tmp_path):
     with pytest.raises(files.RunError, match="make reproduce"):
         load_results(tmp_path)

@@ -1,11 +1,16 @@
 """A stack of runs is the runs themselves: the same folders, weights and tables as one trained alone, to rounding."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+import yaml
 
 from fairlm_utils import files, identity
+from fairlm_utils.__main__ import main
 from fairlm_utils.experiment import runs, stacked
 from fairlm_utils.lm.models import load_model
 from fairlm_utils.params import EvaluationParams, ParameterError
@@ -51,8 +56,34 @@ def test_a_stack_writes_what_each_run_alone_would(shared_runs, dtype, model, wit
 def test_stacks_hold_runs_that_differ_in_what_may(shared_runs):
     one, other = points(shared_runs), points(shared_runs, steps=12)
     assert [len(group) for group in stacked.stacks(one + other, most=2)] == [2, 1, 2, 1]
+    fewer = one[0].model_copy(update={"max_evaluated_train_blocks": 4})
+    assert [len(group) for group in stacked.stacks([*one, fewer], most=9)] == [3, 1]  # evaluated on other blocks
     with pytest.raises(ParameterError, match="dropout: runs of a stack"):
         stacked.stacks(points(shared_runs, dropout=0.1), most=2)
+
+
+def test_a_tied_prediction_is_not_correct():
+    stack = SimpleNamespace(_logits=lambda *weights: torch.tensor([[1.0, 1.0, 0.0], [2.0, 1.0, 0.0], [1.0, 3.0, 0.0]]))
+    *_, correct = stacked.Stack._losses(stack, {}, {}, None, torch.tensor([0, 0, -100]))
+    assert correct.tolist() == [False, True, False]
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_left_alone(shared_runs, monkeypatch):
+    p = points(shared_runs, experiment="stacked-meanwhile")[0]
+    with ThreadPoolExecutor(1) as pool:
+        (written,) = stacked.train([p], pool)
+        written.result()
+    monkeypatch.setattr(stacked.training, "save_model", lambda *run: pytest.fail("written again"))
+    stacked._write(p, {}, ([], np.zeros(0)), {}, {}, 0.0, "cpu")
+
+
+def test_the_command_refuses_a_folder_of_runs_of_other_settings(shared_runs, tmp_path, capsys):
+    file, (p, *_) = tmp_path / "stacked-other.yaml", points(shared_runs, experiment="stacked-other")
+    file.write_text(yaml.safe_dump({k: v for k, v in p.model_dump().items() if v != ""}, allow_unicode=True))
+    runs.evaluate(p)
+    for command in ("stack", "run"):
+        assert main([command, str(file), "-p", "steps", "9"]) == 2
+        assert "holds runs that differ from this experiment in steps" in capsys.readouterr().err
 
 
 def test_a_ragged_epoch_is_refused(shared_runs):

@@ -294,6 +294,21 @@ def byte_fallback():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **NAMES)
 
 
+def test_tokens_of_bytes_that_are_special_still_stand_for_bytes():
+    plain, special = byte_fallback(), byte_fallback()
+    special.backend_tokenizer.add_special_tokens([f"<0x{i:02X}>" for i in range(256)])
+    (expected, _), (ids, _) = (encode(tokenizer, ["the café", "名"]) for tokenizer in (plain, special))
+    assert ids.tolist() == expected.tolist() and special.unk_token_id not in ids
+
+
+def test_a_vocabulary_without_an_unknown_token_serves_texts_that_it_can_spell():
+    tokenizer = Tokenizer(models.WordLevel({"A": 0, "C": 1, "</s>": 2}))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    assert not tokenization.adds_bos(fast, "auto") and "no BOS token" in tokenization.say_bos(fast, False)
+    assert encode(fast, ["A C", "C"])[0].tolist() == [0, 1, 2, 1, 2]
+
+
 @pytest.mark.parametrize("make", [lambda: train_bpe(TEXTS, 300), unigram, word_level, byte_fallback])
 def test_the_spelling_of_a_special_token_in_a_document_is_text(make):
     tokenizer = make()

@@ -347,7 +347,7 @@ def test_folders_without_files_and_tables_without_rows_are_refused(tmp_path):
     with pytest.raises(CorpusError, match="is empty"):
         tokenized(tmp_path / "nothing")
     pd.DataFrame({"text": pd.Series([], dtype=str)}).to_parquet(tmp_path / "rows.parquet")
-    with pytest.raises(CorpusError, match="no rows"):
+    with pytest.raises(CorpusError, match="0 training and 0 held-out"):
         tokenized(tmp_path / "rows.parquet")
     with pytest.raises(CorpusError, match="0 training and 0 held-out"):
         tokenized(jsonl(tmp_path / "blank.jsonl", ["", " ", "\n"]))

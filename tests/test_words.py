@@ -22,7 +22,8 @@ def corpus():
     """Every byte a token: a word of two letters and its space are three."""
     tokenizer = train_bpe(TRAIN, 256)
     (train, train_starts), (heldout, heldout_starts) = encode(tokenizer, TRAIN), encode(tokenizer, HELDOUT)
-    return TokenizedCorpus(tokenizer, train, heldout, train_starts, heldout_starts, {})
+    meta = {"train": {"n_characters": len("".join(TRAIN))}, "heldout": {"n_characters": len("".join(HELDOUT))}}
+    return TokenizedCorpus(tokenizer, train, heldout, train_starts, heldout_starts, meta)
 
 
 def test_a_word_s_loss_is_the_sum_of_its_pieces_and_its_bin_that_of_its_count_in_the_blocks_of_training(corpus):
@@ -43,11 +44,24 @@ def test_a_word_s_loss_is_the_sum_of_its_pieces_and_its_bin_that_of_its_count_in
 
 def test_ids_that_do_not_give_the_text_back_are_a_clear_error(corpus):
     broken = TokenizedCorpus(
-        corpus.tokenizer, corpus.train, corpus.heldout[::-1].copy(), corpus.train_starts, corpus.heldout_starts, {}
+        corpus.tokenizer,
+        corpus.train,
+        corpus.heldout[::-1].copy(),
+        corpus.train_starts,
+        corpus.heldout_starts,
+        corpus.meta,
     )
     broken.heldout[2] = 200  # half a character
     with pytest.raises(files.RunError, match="by_word: the tokenizer does not give the text back"):
         words.by_frequency(broken, "held-out", np.ones((2, 6), dtype=np.float32), 15)
+
+
+def test_a_tokenizer_that_spells_other_spaces_is_refused_before_training(corpus, miniature, tmp_path, monkeypatch):
+    spaced = TokenizedCorpus(**{**vars(corpus), "meta": {p: {"n_characters": 9} for p in ("train", "heldout")}})
+    monkeypatch.setattr(runs, "tokenize_corpus", lambda p: spaced)
+    monkeypatch.setattr(runs.identity, "record_text", lambda *of_run: None)
+    with pytest.raises(files.RunError, match=r"by_word: .* spell 10 characters of 9\); set by_word: false"):
+        runs.train(miniature(experiment="spaced", by_word=True))
 
 
 def test_words_of_which_the_tokenizer_drops_letters_have_no_loss_and_the_dropped_no_bytes():

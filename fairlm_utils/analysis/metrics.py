@@ -326,14 +326,13 @@ def largest_up_to(values: pd.Series, bound: float) -> float:
 def changes(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     """Change of `value` from λ = 0, paired by seed: adds `difference` and `ratio` to the other rows.
 
-    Raises ValueError if a row has no partner of the same seed at λ = 0.
+    A row without a partner of the same seed at λ = 0 is left out. Raises ValueError if that leaves none.
     """
     keys = [key for key in KEYS if key in frame.columns and key != "weight_decay"]
-    paired = frame[frame["weight_decay"] != 0].merge(
-        frame.loc[frame["weight_decay"] == 0, [*keys, value]], on=keys, how="left", suffixes=("", "_base")
-    )
-    if paired[f"{value}_base"].isna().any() and not frame[value].isna().any():
-        raise ValueError("some runs have no partner of the same seed at weight decay 0; train it too")
+    decayed, plain = frame[frame["weight_decay"] != 0], frame.loc[frame["weight_decay"] == 0, [*keys, value]]
+    paired = decayed.merge(plain, on=keys, suffixes=("", "_base"))
+    if paired.empty and len(decayed):
+        raise ValueError("no run has a partner of the same seed at weight decay 0; train it too")
     return paired.assign(
         difference=paired[value] - paired[f"{value}_base"], ratio=paired[value] / paired[f"{value}_base"]
     )

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 
 from fairlm_utils.analysis import scale
 from fairlm_utils.analysis.results import Results
+from fairlm_utils.files import first_line
 from fairlm_utils.lm import models
 from fairlm_utils.lm.models import meta_model, model_config
 from fairlm_utils.lm.tokenization import SPECIAL_TOKENS, load_tokenizer, n_ids
@@ -52,7 +53,9 @@ def parameter_counts(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def attention_width(config: PreTrainedConfig) -> int:
-    """Sum over layers of query heads × head dimension: the width of attention's score and value products."""
+    """Sum over layers of query heads × head dimension: the width of attention's score and value products, 0 without any."""
+    if not getattr(config, "num_query_heads", None) and not getattr(config, "num_attention_heads", None):
+        return 0  # a state-space model
     heads = getattr(config, "num_query_heads", None) or [config.num_attention_heads] * config.num_hidden_layers
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return sum(heads) * width
@@ -62,7 +65,7 @@ def flops_per_token(config: PreTrainedConfig, context: int) -> float:
     """Floating-point operations of training on one token, forward and backward.
 
     6 for each matrix parameter (2 forward, 4 backward; Kaplan et al., arXiv 2001.08361) and 6 × context × width for
-    the causal attention products, half of the full square.
+    the causal attention products, half of the full square. Of a mixture of experts all count, though a token takes few.
     """
     return 6.0 * parameter_counts(config)[1] + 6.0 * context * attention_width(config)
 
@@ -104,9 +107,14 @@ def cost(p: EvaluationParams, hardware: str, n_runs: int = 1) -> dict[str, float
 
 @cache
 def _of_model(model: str, vocab_size: int, context: int) -> tuple[int, float]:
-    """Parameters of a model of `params`, and FLOPs of training it on one token."""
+    """Parameters of a model of `params`, and FLOPs of training it on one token. Raises ParameterError if it cannot be built."""
     config = model_config(model, vocab_size, context)
-    return parameter_counts(config)[0], flops_per_token(config, context)
+    try:
+        return parameter_counts(config)[0], flops_per_token(config, context)
+    except Exception as error:  # every architecture has its own for sizes that it cannot take
+        raise ParameterError(
+            f"model: {model!r} cannot be built ({first_line(error)}); choose or write another"
+        ) from error
 
 
 @cache

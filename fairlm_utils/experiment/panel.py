@@ -110,6 +110,10 @@ class Piece(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+def _is_trained(p: EvaluationParams) -> bool:
+    return (identity.run_dir(p) / "provenance.json").exists()
+
+
 def run(points: Sequence[EvaluationParams], deadline: float) -> bool:
     """Train and evaluate the runs one after the other until `deadline` (of time.monotonic); whether all are finished.
 
@@ -119,18 +123,17 @@ def run(points: Sequence[EvaluationParams], deadline: float) -> bool:
     identity.check_experiment(points)
     begun = False
     for p in points:
-        for last, work in (
-            ("provenance.json", lambda p: runs.train(p, [Piece(p, deadline)])),
-            ("tables/totals.csv", runs.evaluate),
+        for is_done, work in (
+            (_is_trained, lambda p: runs.train(p, [Piece(p, deadline)])),
+            (identity.is_finished, runs.evaluate),
         ):
-            finished = identity.run_dir(p) / last
-            if finished.exists():
+            if is_done(p):
                 continue
             if begun and time.monotonic() >= deadline:
                 return False
             begun = True
             work(p)
-            if not finished.exists():
+            if not is_done(p):
                 return False
     return True
 

@@ -142,6 +142,8 @@ def _train(p: TrainingParams, directory: Path, callbacks: Sequence[TrainerCallba
     corpus = tokenize_corpus(p)
     if processes.is_main_process():
         identity.record_text(directory, p, corpus.meta)
+        if getattr(p, "by_word", False):
+            words.check_gives_back(corpus, "heldout")
     device = training.fit(p, corpus, directory, callbacks)
     if device is None:
         return

@@ -54,7 +54,8 @@ def stacks(points: Sequence[EvaluationParams], most: int) -> list[list[Evaluatio
         odd = [name for name in PLAIN if getattr(p, name) != EvaluationParams.model_fields[name].default]
         if odd:
             raise ParameterError(f"{', '.join(odd)}: runs of a stack have the default here; train this one by itself")
-        found[tuple((k, v) for k, v in sorted(p.identity().items()) if k not in OWN)].append(p)
+        same = {**p.identity(), **{name: getattr(p, name) for name in identity.EVALUATION}}
+        found[tuple((k, v) for k, v in sorted(same.items()) if k not in OWN)].append(p)
     return [group[i : i + most] for group in found.values() for i in range(0, len(group), most)]
 
 
@@ -109,7 +110,8 @@ class Stack:
         own = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
         is_target = targets != IGNORE_INDEX
         loss = (logits.logsumexp(dim=1) - own) * is_target
-        correct = logits.detach().argmax(dim=1) == targets
+        others = logits.detach().scatter(1, targets.clamp(min=0)[:, None], -torch.inf)
+        correct = (own.detach() > others.amax(dim=1)) & is_target  # a tie is none, as in `token_loss`
         return loss.sum() / is_target.sum(), loss.detach(), correct
 
     def step(self) -> None:
@@ -260,14 +262,17 @@ def _write(
     torch.set_num_threads(1)
     corpus = tokenize_corpus(p)
     directory = identity.open_run(p)
-    identity.record_text(directory, p, corpus.meta)
-    recorder = training.RecordTokenLoss(TokenSums(1), p.window_steps)
-    recorder.steps, recorder.windows = curves[0], list(curves[1])
-    recorder.save(directory / training.CURVES)
-    model = build_model(p.model, n_ids(corpus.tokenizer), p.context, p.seed)
-    training.save_model(model, {k: torch.from_numpy(w) for k, w in weights.items()}, corpus, directory / "model")
-    files.write_json(directory / "provenance.json", runs.provenance(p, corpus.meta, seconds, device))
-    runs.write_predictions(p, directory, corpus, predictions, losses)
+    with files.locked(directory):
+        if identity.is_finished(p):  # by another process, meanwhile
+            return
+        identity.record_text(directory, p, corpus.meta)
+        recorder = training.RecordTokenLoss(TokenSums(1), p.window_steps)
+        recorder.steps, recorder.windows = curves[0], list(curves[1])
+        recorder.save(directory / training.CURVES)
+        model = build_model(p.model, n_ids(corpus.tokenizer), p.context, p.seed)
+        training.save_model(model, {k: torch.from_numpy(w) for k, w in weights.items()}, corpus, directory / "model")
+        files.write_json(directory / "provenance.json", runs.provenance(p, corpus.meta, seconds, device))
+        runs.write_predictions(p, directory, corpus, predictions, losses)
 
 
 def train(points: Sequence[EvaluationParams], pool: Executor) -> list[Future]:

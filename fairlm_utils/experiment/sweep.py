@@ -203,13 +203,7 @@ def sweep(
     `texts_now(points)` where that is known. Raises RunError if the folder holds runs of other settings or of another
     text, or the cluster cannot be used.
     """
-    identity.check_experiment(points)
-    folder = Path(points[0].runs_dir) / points[0].experiment
-    if any(folder.glob("*/params.json")):
-        if texts is None:
-            with own_process() as process:
-                texts = process.submit(texts_now, points).result()
-        identity.check_texts(folder, texts)
+    check(points, texts)
     finished = [identity.is_finished(p) for p in points]
     todo = [p for p, done in zip(points, finished, strict=True) if not done]
     outcomes = [Outcome(p.run_id(), "reused") for p, done in zip(points, finished, strict=True) if done]
@@ -226,6 +220,17 @@ def sweep(
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return outcomes
+
+
+def check(points: Sequence[EvaluationParams], texts: Mapping[str, str] | None = None) -> None:
+    """Raise RunError, before anything runs, if the folder of an experiment holds runs of other settings or of another text."""
+    identity.check_experiment(points)
+    folder = Path(points[0].runs_dir) / points[0].experiment
+    if any(folder.glob("*/params.json")):
+        if texts is None:
+            with own_process() as process:
+                texts = process.submit(texts_now, points).result()
+        identity.check_texts(folder, texts)
 
 
 def own_process() -> ProcessPoolExecutor:

@@ -88,7 +88,8 @@ def load_corpus(p: CorpusParams) -> Corpus:
     """The corpus of `p`: its training documents in a seeded order, its held-out documents, empty ones dropped.
 
     The held-out split is the data set's own test split (else its validation split), else a seeded share of the
-    documents. Of local files nothing is copied or cached on the disk.
+    documents; its documents are in the data set's order, which may be by label, in a seeded one if `max_documents` limits
+    a test split. Of local files nothing is copied or cached on the disk.
 
     **Which files.** One file, or every file below a folder in sorted order: .parquet, what `save_to_disk` wrote, and
     .csv, .tsv, .jsonl, .json and .txt, also packed (.gz, .bz2, .xz). `description` names what is left out: other files,
@@ -110,7 +111,8 @@ def load_corpus(p: CorpusParams) -> Corpus:
     order = np.random.default_rng(p.data_seed).permutation(len(train))
     if read[1] is None:
         n = max(1, round(p.heldout_fraction * len(train)))
-        heldout, order = [train[i] for i in np.sort(order[:n])], order[n:]
+        # of them those that are kept, and then in order: the first ones of a sorted data set are alike
+        heldout, order = [train[i] for i in np.sort(order[:n][: p.max_documents or None])], order[n:]
     elif p.max_documents:  # data sets may be sorted by label
         heldout = [heldout[i] for i in np.random.default_rng(p.data_seed).permutation(len(heldout))]
     train = [train[i] for i in order]
@@ -387,6 +389,11 @@ def _named_split(file: Path) -> str:
     return _SPLITS.get(stem, stem if match and "-of-" in match["shard"] else "")
 
 
+def documents_of(file: Path, p: CorpusParams) -> list[str | None]:
+    """The documents of one file of a corpus, missing ones as None, as `load_corpus` reads them. Raises as it does."""
+    return _documents([file], p, {})
+
+
 def _documents(files: Sequence[Path], p: CorpusParams, units: dict[str, None]) -> list[str | None]:
     """Documents of a split's files in order, missing ones as None; `units` collects what a document of .txt was."""
     alone = sum(_kind(f) == "txt" for f in files) == 1
@@ -428,7 +435,7 @@ def _txt_texts(text: str, unit: str, many: bool) -> tuple[str, list[str]]:
 def _csv_texts(stream: TextIO, file: Path, delimiter: str, column: str) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)  # a document may be longer than the 131,072 characters of its default
     rows = csv.reader(stream, delimiter=delimiter, strict=True)
-    number, is_text = 0, False
+    is_filled = is_text = False
     try:
         header = next(rows, [])
         _check_column(column, header, f"the first line of {str(file)!r}")
@@ -436,6 +443,7 @@ def _csv_texts(stream: TextIO, file: Path, delimiter: str, column: str) -> Itera
         for number, row in enumerate(filter(None, rows), 1):
             if len(row) != len(header):
                 raise csv.Error(f"row {number} has {len(row)} fields where the first line names {len(header)}")
+            is_filled = is_filled or bool(row[index].strip())
             is_text = is_text or not _NUMBER.fullmatch(row[index])
             yield row[index]
     except csv.Error as error:
@@ -443,7 +451,7 @@ def _csv_texts(stream: TextIO, file: Path, delimiter: str, column: str) -> Itera
             'quote fields with separators, quotes ("") or line breaks in double quotes, and end no row in a separator'
         )
         raise ValueError(f"line {rows.line_num}: {error}; {advice}") from error
-    if number and not is_text:
+    if is_filled and not is_text:
         raise ParameterError(f"text_column: column {column!r} of {str(file)!r} holds numbers, not text")
 
 
@@ -486,7 +494,7 @@ def _column_texts(file: Path, column: str) -> Iterator[str | None]:
         for batch in (_parquet if _kind(file) else _arrow)(file, source, column):
             texts = batch.column(column)
             texts = texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts
-            if str(texts.type) not in ("string", "large_string", "null"):
+            if str(texts.type) not in ("string", "large_string", "string_view", "null"):
                 raise ParameterError(f"text_column: column {column!r} of {str(file)!r} holds {texts.type}, not text")
             yield from texts.to_pylist()
 
@@ -496,8 +504,6 @@ def _parquet(file: Path, source: Any, column: str) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     plain = pq.ParquetFile(source)
-    if not plain.metadata.num_rows:
-        raise ValueError("it has no rows")
     _check_column(column, plain.schema_arrow.names, repr(str(file)))
     groups = (plain.metadata.row_group(i) for i in range(plain.num_row_groups))
     for _ in _bounded(file, groups, lambda g: max(g.total_byte_size, 8 * g.num_rows * g.num_columns)):

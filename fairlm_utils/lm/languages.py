@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pandas as pd
 
 from fairlm_utils import params
 from fairlm_utils.frequency import SPLITS
-from fairlm_utils.lm.corpora import load_corpus
+from fairlm_utils.lm.corpora import documents_of, load_corpus
 from fairlm_utils.lm.tokenization import TokenizedCorpus, as_text
 from fairlm_utils.lm.words import word_losses
 from fairlm_utils.params import CorpusParams, TokenizationParams
@@ -21,7 +20,12 @@ UNSPACED = ("Japanese", "Chinese")
 
 
 def language_files(p: CorpusParams) -> list[Path]:
-    """The files named after `LANGUAGES` in the folders of splits of the corpus of `p`; none if it is another corpus."""
+    """The files named after `LANGUAGES` in the folders of splits of the corpus of `p`; none if it is another corpus.
+
+    None either of blocks that are not packed, which do not say where a document's tokens lie.
+    """
+    if not getattr(p, "packing", True):
+        return []
     return [f for name in params.LANGUAGES for f in Path(p.corpus_path or p.corpus).glob(f"*/{name}.jsonl")]
 
 
@@ -33,22 +37,25 @@ def by_language(
     `losses` are those of each split's flat ids (nats, NaN where an id is no target), `low` [vocabulary] says which types are
     low-frequency in the training blocks. Columns: split, language, share (of the split's bytes, copies counted), n_bytes
     (of the targets that spell text), bits_per_byte, tokens_per_word (empty without spaces), tokens_per_character (white
-    space apart), n_types (that occur), low_frequency_types (share of those).
+    space apart), n_types (that occur), low_frequency_types (share of those). A document that several languages have, not
+    translated, is of none.
     """
-    language_of = {
-        json.loads(line)["text"]: f.stem for f in language_files(p) for line in f.read_text("utf-8").split("\n") if line
-    }
+    language_of: dict[str, str] = {}
+    for file in language_files(p):
+        for text in filter(None, documents_of(file, p)):
+            language_of[text] = file.stem if language_of.get(text, file.stem) == file.stem else ""
+    bos = bool(corpus.meta.get("bos", False))
     documents, tokenizer, rows = load_corpus(p), as_text(corpus.tokenizer), []
     for split, part in zip(SPLITS, ("train", "heldout"), strict=True):
         texts, ids, starts = getattr(documents, part), getattr(corpus, part), getattr(corpus, f"{part}_starts")
-        own, ends = np.array([language_of[t] for t in texts]), np.append(starts[1:], len(ids))
+        own, ends = np.array([language_of.get(t, "") for t in texts]), np.append(starts[1:], len(ids))
         for language in (name for name in params.LANGUAGES if name in own):
             chosen = np.flatnonzero(own == language)
             mine = [texts[int(i)] for i in chosen]
-            _, sums = word_losses(tokenizer, mine, ids, starts[chosen], losses[split])
+            _, sums = word_losses(tokenizer, mine, ids, starts[chosen] + bos, losses[split])
             if not sums["text_bytes"]:  # beyond the blocks that were evaluated
                 continue
-            tokens = np.concatenate([ids[starts[i] : ends[i] - 1] for i in chosen])  # without the end-of-text token
+            tokens = np.concatenate([ids[starts[i] + bos : ends[i] - 1] for i in chosen])  # without BOS and end of text
             types, words = np.unique(tokens), sum(len(t.split()) for t in mine)
             row = {
                 "share": sum(len(t.encode()) for t in mine) / sum(len(t.encode()) for t in texts),

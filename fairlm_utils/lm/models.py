@@ -73,6 +73,12 @@ REGISTRY: dict[str, Callable[[int, int], PreTrainedConfig]] = {
 }
 
 
+#: Architectures whose positions are counted from the id of the padding token on, RoBERTa's and its kin.
+_POSITIONS_AFTER_PADDING = {
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "xmod"),
+}
+
+
 def model_config(name: str, vocab_size: int, context: int) -> PreTrainedConfig:
     """Config of a model by registry name, config JSON file or folder, or Hub id, with this vocabulary size.
 
@@ -83,14 +89,10 @@ def model_config(name: str, vocab_size: int, context: int) -> PreTrainedConfig:
     else:
         config = _load_config(name)
         config.vocab_size = vocab_size
+        if config.model_type not in _POSITIONS_AFTER_PADDING:
+            config.pad_token_id = None  # of another vocabulary, in which another token would keep a row of zeros
     check_context(config, context, f"model {name!r}")
     return config
-
-
-#: Architectures whose positions are counted from the id of the padding token on, RoBERTa's and its kin.
-_POSITIONS_AFTER_PADDING = {
-    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "xmod"),
-}
 
 
 def n_positions(config: PreTrainedConfig) -> int | None:
@@ -152,7 +154,7 @@ def build_model(name: str, vocab_size: int, context: int, seed: int) -> PreTrain
             if n_bytes > (memory := physical_memory()):
                 raise MemoryError(f"{n_bytes / 1e9:,.1f} GB of weights, and {memory / 1e9:,.1f} GB of memory")
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             check_causal(model)
     except Exception as error:  # every architecture has its own for sizes that it cannot take
         raise ParameterError(

@@ -91,7 +91,11 @@ def tokenize_corpus(p: TokenizationParams) -> TokenizedCorpus:
     Says so if the BPE of `p` learnt fewer types than asked for. Raises CorpusError or ParameterError if the corpus or
     tokenizer cannot be had. A second process that needs the same corpus waits for the first.
     """
-    directory = cache_dir(p)
+    directory, source = cache_dir(p), Path(p.corpus_path or p.corpus)
+    if source.is_dir() and directory.resolve().is_relative_to(source.resolve()):
+        raise ParameterError(
+            f"runs_dir: {p.runs_dir!r} lies in the folder of the corpus, whose files are documents; move one"
+        )
     if not (made := (directory / "meta.json").exists()):
         with files.locked(directory):
             if not (directory / "meta.json").exists():
@@ -291,13 +295,21 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase, bos: str) -> bool:
     if bos == "yes" and tokenizer.bos_token_id is None:
         raise ParameterError("bos: yes needs a tokenizer with a BOS token (bos_token); set bos to auto or no")
     if bos == "auto":
-        return tokenizer.bos_token_id is not None and tokenizer("text")["input_ids"][:1] == [tokenizer.bos_token_id]
+        return tokenizer.bos_token_id is not None and _ids_of_a_word(tokenizer)[:1] == [tokenizer.bos_token_id]
     return bos == "yes"
+
+
+def _ids_of_a_word(tokenizer: PreTrainedTokenizerBase, **options: bool) -> list[int]:
+    """Ids of a word, or of no text where a tokenizer without an unknown token cannot spell that word."""
+    try:
+        return tokenizer("text", **options)["input_ids"]
+    except Exception:  # the library raises no other
+        return tokenizer("", **options)["input_ids"]
 
 
 def say_bos(tokenizer: PreTrainedTokenizerBase, bos: bool) -> str:
     """What documents begin with, and what else the tokenizer itself would begin them with, which is left out."""
-    front, plain = (tokenizer("text", add_special_tokens=own)["input_ids"] for own in (True, False))
+    front, plain = (_ids_of_a_word(tokenizer, add_special_tokens=own) for own in (True, False))
     begins = next((i for i in range(len(front)) if front[i : i + len(plain)] == plain), 0)
     left = tokenizer.convert_ids_to_tokens([i for i in front[:begins] if i != tokenizer.bos_token_id])
     said = f"documents begin with {tokenizer.bos_token if bos else 'no BOS token'}"
@@ -320,6 +332,8 @@ def as_text(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     state["model"].pop("dropout", None)  # of a BPE: its ids would differ from call to call
     special = {token["content"] for token in state["added_tokens"] if token["special"]}
     special |= set(tokenizer.all_special_tokens)
+    if state["model"].get("byte_fallback"):  # the model itself looks up the tokens of bytes
+        special -= {f"<0x{i:02X}>" for i in range(256)}
     hidden = {name: f"\uffff{k}\uffff" for k, name in enumerate(sorted(special)) if len(name) > 1}
     for token in state["added_tokens"]:
         token["content"] = hidden.get(token["content"], token["content"])

@@ -129,6 +129,16 @@ def word_counts(documents: Iterable[str], words: Iterable[str]) -> dict[str, int
     return counts
 
 
+def check_gives_back(corpus: TokenizedCorpus, part: Literal["train", "heldout"]) -> None:
+    """Raise RunError if the ids of a part of the corpus give back another number of characters than its texts have."""
+    n, wanted = len(getattr(corpus, f"{part}_starts")), corpus.meta[part]["n_characters"]
+    if (found := sum(map(len, decoded(corpus, part, n)))) != wanted:
+        raise files.RunError(
+            f"by_word: the tokenizer does not give the text back (its ids spell {found:,} characters of {wanted:,}); set "
+            "by_word: false"
+        )
+
+
 def by_frequency(corpus: TokenizedCorpus, split: str, losses: np.ndarray, n_train_ids: int) -> pd.DataFrame:
     """Loss by word-frequency bin (`by_word_bin`, nats) of a run's packed blocks of `split`, from token ids alone.
 
@@ -141,6 +151,7 @@ def by_frequency(corpus: TokenizedCorpus, split: str, losses: np.ndarray, n_trai
     documents = decoded(corpus, part, int(np.searchsorted(starts, losses.size)))
     seen = decoded(corpus, "train", int(np.searchsorted(corpus.train_starts, n_train_ids)))
     first = starts + bool(corpus.meta.get("bos", False))
+    check_gives_back(corpus, part)
     try:
         words, _ = word_losses(as_text(corpus.tokenizer), documents, ids, first, losses.reshape(-1))
     except ValueError as error:
