@@ -140,5 +140,12 @@ def test_each_setting_is_kept_at_the_rate_that_is_best_without_decay():
     worse = tables["totals"].assign(average_loss=9.0)
     with pytest.raises(files.RunError, match=r"^a, lr 0\.1: the best rate at λ = 0, and its runs are gone"):
         comparisons.at_best_rate(dataclasses.replace(again, totals=worse, params={"variants": variants}))
+    both = pd.concat([totals, totals.assign(seed=1, average_loss=totals["average_loss"] + 0.4)])
+    bracket = totals[4:].assign(variant="b, lr 0.05", average_loss=3.1)  # one seed, better than the mean of two at 0.1
+    several = comparisons.rates(dataclasses.replace(results, totals=pd.concat([both, bracket])))
+    assert several.loc[several["kept"], "variant"].tolist() == ["a, lr 0.2", "b, lr 0.1"]
+    assert "together" not in comparisons.say_rates(several)[1]
+    with pytest.raises(files.RunError, match="b: no seed was run at λ = 0 and every rate"):
+        comparisons.rates(dataclasses.replace(results, totals=pd.concat([both, bracket.assign(seed=7)])))
     with pytest.raises(files.RunError, match="do not end in 'lr RATE'"):
         comparisons.split_rate(pd.Series(["a"]))

@@ -35,8 +35,9 @@ def split_rate(variant: pd.Series) -> pd.DataFrame:
 def rates(results: Results) -> pd.DataFrame:
     """The learning rates tried of each setting: one row per variant "NAME, lr RATE", held-out average losses (nats), means over seeds.
 
-    Columns: variant, name, learning_rate, loss and sd (at λ = 0), kept (the lowest `loss` of its name), best_weight_decay and
-    best_loss (the lowest over λ at that rate). Raises RunError for variants of other names.
+    Columns: variant, name, learning_rate, loss and sd (at λ = 0), kept (the lowest loss at λ = 0 of its name, over the seeds
+    that all rates of the name have), best_weight_decay and best_loss (the lowest over λ at that rate). Raises RunError for
+    variants of other names, and for rates of a name without a seed in common.
     """
     held = results.totals[results.totals["split"] == "held-out"]
     losses = held.groupby(["variant", "weight_decay"], sort=False)["average_loss"]
@@ -45,7 +46,14 @@ def rates(results: Results) -> pd.DataFrame:
     best = means.loc[means.groupby("variant", sort=False)["best_loss"].idxmin()].drop(columns="sd")
     table = table.merge(best, on="variant")
     table = table.join(split_rate(table["variant"]))
-    return table.assign(kept=table.index.isin(table.groupby("name")["loss"].idxmin()))
+    plain = held[held["weight_decay"] == 0].pivot(index="variant", columns="seed", values="average_loss")
+    kept = []
+    for name, own in table.groupby("name"):
+        in_common = plain.loc[own["variant"]].dropna(axis=1)
+        if in_common.empty:
+            raise files.RunError(f"{name}: no seed was run at λ = 0 and every rate; run one")
+        kept.append(in_common.mean(axis=1).idxmin())
+    return table.assign(kept=table["variant"].isin(kept))
 
 
 def at_zero(row: pd.Series) -> str:
@@ -57,7 +65,9 @@ def say_rates(table: pd.DataFrame) -> list[str]:
     """A sentence per setting from a table of `rates`: which rate was kept, whether it ends the grid, and what another choice takes."""
     lines = []
     for name, own in table.groupby("name", sort=False):
-        kept, best, tried = own[own["kept"]].iloc[0], own.loc[own["best_loss"].idxmin()], own["learning_rate"]
+        kept, tried = own[own["kept"]].iloc[0], own["learning_rate"]
+        like = own[own["sd"].notna() | pd.isna(kept["sd"])]  # a mean of seeds is not compared with one seed
+        best = like.loc[like["best_loss"].idxmin()]
         ends = {tried.min(): "the smallest", tried.max(): "the largest"} if len(own) > 1 else {}
         edge = f", {ends[rate]} of {len(own)} tried" if (rate := kept["learning_rate"]) in ends else ""
         said = f"{name}: learning rate {rate:g}{edge}, {at_zero(kept)} nats on held-out text at λ = 0"
@@ -79,10 +89,10 @@ def at_best_rate(results: Results) -> Results:
     """
     tried, earlier = rates(results), pd.DataFrame(results.provenance.get(_EARLIER, {"variant": []}))
     if len(gone := earlier[~earlier["variant"].isin(tried["variant"])]):
-        tried = pd.concat([gone, tried], ignore_index=True).sort_values(["name", "learning_rate"], ignore_index=True)
-        tried["kept"] = tried.index.isin(tried.groupby("name")["loss"].idxmin())
-    if absent := sorted(set(tried.loc[tried["kept"], "variant"]) - set(results.totals["variant"])):
-        raise files.RunError(f"{', '.join(absent)}: the best rate at λ = 0, and its runs are gone; run it again")
+        best = gone["name"].map(tried[tried["kept"]].set_index("name")["loss"])
+        if absent := list(gone.loc[~(gone["loss"] > best), "variant"]):
+            raise files.RunError(f"{', '.join(absent)}: the best rate at λ = 0, and its runs are gone; run it again")
+        tried = pd.concat([gone.assign(kept=False), tried]).sort_values(["name", "learning_rate"], ignore_index=True)
     kept_rates = tried[tried["kept"]]
     name = dict(zip(kept_rates["variant"], kept_rates["name"], strict=True))
 

@@ -371,3 +371,26 @@ def say_others(seeds: pd.DataFrame, confidence: float = 0.95) -> list[str]:
             f"{sentences.interval(*low[_CHANGE], unit=' nats')}, that of high-frequency ones by {sentences.interval(*high[_CHANGE])}"
         )
     return said
+
+
+def say_drawn(drawn: pd.DataFrame, losses: pd.DataFrame, confidence: float = 0.95) -> list[str]:
+    """What λ changes on held-out blocks drawn from all documents, beside the map's own blocks, which are the first ones.
+
+    `drawn` and `losses` are tables of `read`; of each way to choose, λ alone or with the rate, a sentence over the models and
+    cells that have the same choice, a λ above 0, in both.
+    """
+    said, choice = [], ["base_rate", "learning_rate", "weight_decay"]
+    for jointly in (False, True):
+        both = [forgone(by_seed(table, jointly), confidence).query("split == 'held-out'") for table in (drawn, losses)]
+        here, there = (table[table["group"] == "low"].set_index(["model", "cell"]) for table in both)
+        here = here[(here["weight_decay"] > 0) & (here[choice] == there.loc[here.index, choice]).all(axis=1)]
+        changes = [
+            f"{'' if model == 'qwen2-tiny' else f'{model}, '}{cell} {sentences.interval(*row[_CHANGE])} "
+            f"(the map's {there.loc[(model, cell), 'change']:+.3f})"
+            for (model, cell), row in here.iterrows()
+        ]
+        how = "rate and λ chosen together" if jointly else "λ chosen alone"
+        said.append(
+            f"on blocks drawn from all held-out documents, {how}, the loss of low-frequency types changes by, nats: {'; '.join(changes)}"
+        )
+    return said
