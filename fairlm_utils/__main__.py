@@ -30,9 +30,8 @@ _RETRIES = click.option(
 )
 
 
-def _in_full(*of_click: Any) -> tuple[tuple[str, str], ...]:
+def _in_full(_context: Any, _parameter: Any, overrides: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """`-p NAME VALUE` as given; a file or folder that lies where the command was typed, and not in the project, in full."""
-    *_, overrides = of_click
     read = ("corpus", "corpus_path", "tokenizer", "model")
 
     def full(name: str, value: str) -> str:

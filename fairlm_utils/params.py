@@ -355,7 +355,9 @@ class GeneralizationParams(Parameters):
     map_table: GivenPath = _param(
         "results/map/map.csv", "losses of every run of the map, see fairlm_utils.analysis.forgone"
     )
-    drawn_table: GivenPath = _param("results/map/drawn.csv", "losses of some runs on blocks drawn from all held-out text")
+    drawn_table: GivenPath = _param(
+        "results/map/drawn.csv", "losses of some runs on blocks drawn from all held-out text"
+    )
     best_results: GivenPath = _param("results/map", "results of the best setting of those run at every λ")
     best_cell: str = _param("400k targets, 10 epochs", "the cell of the map that they lie in")
     language_results: GivenPath = _param("results/languages", "results by language")

@@ -170,7 +170,10 @@ def test_what_is_found_on_drawn_blocks_stands_beside_the_map(path):
     losses = forgone.read(path)
     drawn = losses.assign(low=losses["low"] - 0.05 * losses["weight_decay"]).query("cell == '2M targets, 10 epochs'")
     alone, together = forgone.say_drawn(drawn, losses)
-    assert "λ chosen alone" in alone and "by, nats: 2M targets, 10 epochs -0.150 [-0.150, -0.150] (the map's -0.100)" in alone
+    assert (
+        "λ chosen alone" in alone
+        and "by, nats: 2M targets, 10 epochs -0.150 [-0.150, -0.150] (the map's -0.100)" in alone
+    )
     assert "30k" not in alone and "rate and λ chosen together" in together
     other = drawn.assign(model="deep")
     (said, _) = forgone.say_drawn(other, pd.concat([losses, losses.assign(model="deep")]))

@@ -342,6 +342,14 @@ def test_empty_files_and_data_sets_without_rows_are_refused(tmp_path, kind):
         tokenized(path)
 
 
+def test_a_folder_of_runs_in_the_folder_of_the_corpus_is_refused(tmp_path):
+    jsonl(tmp_path / "a.jsonl", ["one text", "another"])
+    with pytest.raises(ParameterError, match=r"runs_dir: .* lies in the folder of the corpus"):
+        tokenization.tokenize_corpus(
+            TokenizationParams.check({"corpus": str(tmp_path), "runs_dir": str(tmp_path / "runs")})
+        )
+
+
 def test_folders_without_files_and_tables_without_rows_are_refused(tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(CorpusError, match="is empty"):
