@@ -254,9 +254,8 @@ def audit(
     tables = tables and tables.expanduser().resolve()
     if not model.strip() or not corpus.strip():
         raise params.ParameterError(f"{'MODEL' if corpus.strip() else 'CORPUS'}: is empty; name one")
-    more = {"reference_model": reference, "counts_file": counts}
-    named = {"audited_model": model, "corpus": corpus, **{k: v for k, v in more.items() if v}}
-    p, values = auditing.checked(named, params.overridden(overrides))
+    named = {"audited_model": model, "corpus": corpus, "reference_model": reference, "counts_file": counts}
+    p, values = auditing.checked({k: v for k, v in named.items() if v}, params.overridden(overrides))
     for file in (report, *([tables / "totals.csv"] if tables else [])):
         files.check_writable(file)
     files.enter_project()

@@ -161,6 +161,11 @@ def git_commit() -> str:
         return "unknown"
 
 
+def is_trained(p: TrainingParams) -> bool:
+    """Whether the run of `p` is trained."""
+    return (run_dir(p) / "provenance.json").exists()
+
+
 def is_finished(p: EvaluationParams) -> bool:
     """Whether the run of `p` is trained, and evaluated as `p` says."""
     directory = run_dir(p)

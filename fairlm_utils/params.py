@@ -561,11 +561,11 @@ def expand(values: Mapping[str, Any], source: str = "parameters") -> list[Evalua
     every problem of every point once, an empty grid and a repeated run among them.
     """
     values = dict(values)
-    alone, one = values.get("variant", ""), VARIANTS not in values
-    variants = values.pop(VARIANTS, {alone if isinstance(alone, str) else "": {}})
+    label, are_named = values.get("variant", ""), VARIANTS in values
+    variants = values.pop(VARIANTS, {label if isinstance(label, str) else "": {}})
     if not isinstance(variants, Mapping) or not all(isinstance(v, Mapping) for v in variants.values()) or not variants:
         raise ParameterError(f"{source}: 1 problem(s)\n  - variants: must map names to parameters and their values")
-    if not one and not all(str(name).strip() for name in variants):
+    if are_named and not all(str(name).strip() for name in variants):
         raise ParameterError(f"{source}: 1 problem(s)\n  - variants: one has no name; give it one")
     named = itertools.chain(values, *variants.values())
     problems = [f"  - {_unknown(name)}" for name in named if name not in ALL_FIELDS]

@@ -5,7 +5,6 @@ place of their rows, and rows whose runs are gone stay. Of an experiment whose p
 variant, runs may be at rates that were not tried: the best is chosen anew.
 """
 
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,37 +22,32 @@ def add(folder: Path, runs: Path | None = None) -> None:
     committed = load_results(folder)
     more = load_results(runs or files.PROJECT / "runs" / committed.params["experiment"])
     page, command = folder / "README.md", committed.provenance["command"]
-    if "rates" in committed.provenance:
-        before, every = _by_rate(page), comparisons.at_every_rate(committed)
-        both = {"variants": {**every.params["variants"], **more.params["variants"]}}  # each has some of the rates
-        every, more = (replace(r, params={**r.params, **both}) for r in (every, more))
-        summary.save(joined(every, more), folder, command)
-        _keep(before, page)
-    else:
-        summary.save(joined(committed, more), folder, command)
+    before = page.read_text(encoding="utf-8")
+    if by_rate := "rates" in committed.provenance:
+        committed = comparisons.at_every_rate(committed)
+        both = {"variants": {**committed.params["variants"], **more.params["variants"]}}  # each has some of the rates
+        committed, more = (replace(r, params={**r.params, **both}) for r in (committed, more))
+    summary.save(joined(committed, more), folder, command)
+    if by_rate:
+        _keep_rates(before, page)
     record_digests(folder)
 
 
-def _section(page: str) -> re.Match[str]:
-    found = re.search(rf"(?<=## {summary.BY_RATE}\n\n).*?(?=\n\n## )", page, flags=re.DOTALL)
-    assert found, f"no section {summary.BY_RATE!r}"
-    return found
+def _keep_rates(before: str, page: Path) -> None:
+    """Put the rows of rates whose runs are gone back into the table of a page that was written anew."""
+    text = page.read_text(encoding="utf-8")
+    old, new = (summary.section_of(t, summary.BY_RATE) for t in (before, text))
+    table = renewed(_table(old[0]).assign(kept=""), _table(new[0]), ["variant"]).sort_values("variant", kind="stable")
+    section = f"## {summary.BY_RATE}\n\n{summary.markdown(table)}"
+    with files.atomic_path(page) as temporary:
+        temporary.write_text(text[: new.start()] + section + text[new.end() :], encoding="utf-8")
 
 
-def _by_rate(page: Path) -> pd.DataFrame:
-    """The table of a page that says what was found at each rate, as text."""
-    head, _, *rows = _section(page.read_text(encoding="utf-8"))[0].splitlines()
+def _table(section: str) -> pd.DataFrame:
+    """The table of a section of a page, as text."""
+    head, _, *rows = section.splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (head, *rows)]
     return pd.DataFrame(cells[1:], columns=cells[0])
-
-
-def _keep(before: pd.DataFrame, page: Path) -> None:
-    """Put the rows of rates whose runs are gone back into the table of a page that was written anew."""
-    table = renewed(before.assign(kept=""), _by_rate(page), ["variant"]).sort_values("variant", kind="stable")
-    text = page.read_text(encoding="utf-8")
-    found = _section(text)
-    with files.atomic_path(page) as temporary:
-        temporary.write_text(text[: found.start()] + summary.markdown(table) + text[found.end() :], encoding="utf-8")
 
 
 if __name__ == "__main__":

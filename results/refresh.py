@@ -18,8 +18,8 @@ def refresh() -> None:
             continue
         results = load_results(page.parent)
         for section in summary.sections(results):
-            heading = re.escape(section.splitlines()[0])
-            text = re.sub(rf"{heading}\n\n.*?(?=\n\n## |\n\Z)", lambda _, new=section: new, text, flags=re.DOTALL)
+            if old := summary.section_of(text, section.splitlines()[0].removeprefix("## ")):
+                text = text[: old.start()] + section + text[old.end() :]
         shown = summary.save_picture(results, page.parent)
         text = re.sub(r"^Scale: .*", lambda _, said=results.scale: f"Scale: {said}.", text, flags=re.MULTILINE)
         text = re.sub(r"^!\[.*\]\(.*\.png\)$", lambda _, new=shown: new, text, flags=re.MULTILINE)

@@ -95,17 +95,9 @@ def at_best_rate(results: Results) -> Results:
         tried = pd.concat([gone.assign(kept=False), tried]).sort_values(["name", "learning_rate"], ignore_index=True)
     kept_rates = tried[tried["kept"]]
     name = dict(zip(kept_rates["variant"], kept_rates["name"], strict=True))
-
-    def kept(table: pd.DataFrame | None) -> pd.DataFrame | None:
-        if table is None or "variant" not in table:
-            return table
-        return table[table["variant"].isin(name)].replace({"variant": name}).reset_index(drop=True)
-
-    own = {name[v]: of for v, of in results.params["variants"].items() if v in name}
-    tables = {t: kept(getattr(results, t)) for t in (*TABLES, *SOME_TABLES, "tokens")}
     provenance = {k: v for k, v in results.provenance.items() if k != _EARLIER}
     provenance["rates"] = tried.astype(object).where(tried.notna(), None).to_dict("list")
-    return replace(results, **tables, params={**results.params, "variants": own}, provenance=provenance)  # type: ignore[arg-type]
+    return replace(_variants(results, name), provenance=provenance)
 
 
 def at_every_rate(kept: Results) -> Results:
@@ -115,14 +107,21 @@ def at_every_rate(kept: Results) -> Results:
     """
     table = pd.DataFrame(kept.provenance["rates"])
     variant = table[table["kept"]].set_index("name")["variant"].to_dict()
-
-    def renamed(rows: pd.DataFrame | None) -> pd.DataFrame | None:
-        return rows.replace({"variant": variant}) if rows is not None and "variant" in rows else rows
-
-    tables = {t: renamed(getattr(kept, t)) for t in (*TABLES, *SOME_TABLES, "tokens")}
-    variants = {variant[name]: of for name, of in kept.params["variants"].items()}
     provenance = {_EARLIER if k == "rates" else k: v for k, v in kept.provenance.items()}
-    return replace(kept, **tables, params={**kept.params, "variants": variants}, provenance=provenance)  # type: ignore[arg-type]
+    return replace(_variants(kept, variant), provenance=provenance)
+
+
+def _variants(results: Results, names: Mapping[str, str]) -> Results:
+    """The results of the variants that `names` has, by the names that it gives them."""
+
+    def renamed(table: pd.DataFrame | None) -> pd.DataFrame | None:
+        if table is None or "variant" not in table:
+            return table
+        return table[table["variant"].isin(names)].replace({"variant": dict(names)}).reset_index(drop=True)
+
+    own = {names[v]: of for v, of in results.params["variants"].items() if v in names}
+    tables = {t: renamed(getattr(results, t)) for t in (*TABLES, *SOME_TABLES, "tokens")}
+    return replace(results, **tables, params={**results.params, "variants": own})  # type: ignore[arg-type]
 
 
 def paired(frame: pd.DataFrame, value: str, confidence: float = 0.95) -> pd.DataFrame:

@@ -16,7 +16,6 @@ from transformers import PreTrainedConfig
 
 from fairlm_utils.analysis import scale
 from fairlm_utils.analysis.results import Results
-from fairlm_utils.files import first_line
 from fairlm_utils.lm import models
 from fairlm_utils.lm.models import meta_model, model_config
 from fairlm_utils.lm.tokenization import SPECIAL_TOKENS, load_tokenizer, n_ids
@@ -112,9 +111,7 @@ def _of_model(model: str, vocab_size: int, context: int) -> tuple[int, float]:
     try:
         return parameter_counts(config)[0], flops_per_token(config, context)
     except Exception as error:  # every architecture has its own for sizes that it cannot take
-        raise ParameterError(
-            f"model: {model!r} cannot be built ({first_line(error)}); choose or write another"
-        ) from error
+        raise models.cannot_be_built(model, error) from error
 
 
 @cache

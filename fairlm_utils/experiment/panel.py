@@ -110,10 +110,6 @@ class Piece(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def _is_trained(p: EvaluationParams) -> bool:
-    return (identity.run_dir(p) / "provenance.json").exists()
-
-
 def run(points: Sequence[EvaluationParams], deadline: float) -> bool:
     """Train and evaluate the runs one after the other until `deadline` (of time.monotonic); whether all are finished.
 
@@ -124,7 +120,7 @@ def run(points: Sequence[EvaluationParams], deadline: float) -> bool:
     begun = False
     for p in points:
         for is_done, work in (
-            (_is_trained, lambda p: runs.train(p, [Piece(p, deadline)])),
+            (identity.is_trained, lambda p: runs.train(p, [Piece(p, deadline)])),
             (identity.is_finished, runs.evaluate),
         ):
             if is_done(p):

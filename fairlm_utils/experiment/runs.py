@@ -124,7 +124,7 @@ def train(p: TrainingParams, callbacks: Sequence[TrainerCallback] = ()) -> Path:
             f"batch_size: {p.batch_size} blocks cannot be shared equally by {processes.n_processes()} processes; change either"
         )
     directory = identity.run_dir(p)
-    if (directory / "provenance.json").exists():  # no lock: the folder may be someone else's
+    if identity.is_trained(p):  # no lock: the folder may be someone else's
         if processes.is_main_process():
             identity.open_run(p)
             identity.check_text(directory, p, text_now(p))
@@ -132,7 +132,7 @@ def train(p: TrainingParams, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     with files.locked(directory) if processes.is_main_process() else nullcontext(), processes.threads(p.n_threads):
         if processes.is_main_process():
             identity.open_run(p)
-        if not (directory / "provenance.json").exists():  # nor has another process made it meanwhile
+        if not identity.is_trained(p):  # nor has another process made it meanwhile
             _train(p, directory, callbacks)
     return directory
 
@@ -143,7 +143,7 @@ def _train(p: TrainingParams, directory: Path, callbacks: Sequence[TrainerCallba
     if processes.is_main_process():
         identity.record_text(directory, p, corpus.meta)
         if getattr(p, "by_word", False):
-            words.check_gives_back(corpus, "heldout")
+            words.given_back(corpus, "heldout")  # else an error, before training
     device = training.fit(p, corpus, directory, callbacks)
     if device is None:
         return
@@ -159,7 +159,7 @@ def evaluate(p: EvaluationParams) -> Path:
     another text, or another tokenizer, than is there now.
     """
     directory = identity.run_dir(p)
-    if not (directory / "provenance.json").exists():
+    if not identity.is_trained(p):
         print(f"no finished run in {directory}: training it now")
         train(p)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -146,6 +147,11 @@ def save(results: Results, folder: Path, command: str) -> None:
 def sections(results: Results) -> list[str]:
     """The tables of an experiment's page in Markdown, each under its heading."""
     return [f"## {title}\n\n{markdown(_narrow(table))}" for title, table in _tables(results).items()]
+
+
+def section_of(page: str, heading: str) -> re.Match[str] | None:
+    """Where a page has the section of this heading, from the heading on."""
+    return re.search(rf"^## {re.escape(heading)}\n\n.*?(?=\n\n## |\n\Z)", page, flags=re.DOTALL | re.MULTILINE)
 
 
 def save_picture(results: Results, folder: Path) -> str:

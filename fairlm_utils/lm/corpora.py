@@ -134,8 +134,8 @@ def source_state(p: CorpusParams) -> str:
     """What a corpus is read from, without reading it: changes when it does, so that a cache of it can be trusted."""
     if p.corpus == PYTHON_DOCS:
         return platform.python_version()
-    place = location(p)
-    return files_state(place) if place else p.corpus
+    location = location_of(p)
+    return files_state(location) if location else p.corpus
 
 
 def files_state(location: Path) -> str:
@@ -192,7 +192,7 @@ def _docstrings(root: Path) -> Iterator[str]:
                 level = [below for node in level for field in _STATEMENTS for below in getattr(node, field, ())]
 
 
-def location(p: CorpusParams) -> Path | None:
+def location_of(p: CorpusParams) -> Path | None:
     """The file or folder that the corpus of `p` is read from, None if there is none. Raises CorpusError without permission."""
     name = p.corpus_path or ("" if p.corpus in HUB_CORPORA else p.corpus)
     try:
@@ -207,20 +207,20 @@ def _read(p: CorpusParams) -> tuple[list[str | None], list[str | None] | None, s
         python = f"{platform.python_implementation()} {platform.python_version()}"
         return list(python_docs()), None, f"documentation of {python}", []
     hub_id, train_splits, heldout_split = HUB_CORPORA.get(p.corpus, (p.corpus, ("train",), ""))
-    place = location(p)
-    splits, notes = _files(place) if place else (_hub(p, hub_id), [])
+    location = location_of(p)
+    splits, notes = _files(location) if location else (_hub(p, hub_id), [])
     heldout_split = heldout_split or next((s for s in ("test", "validation") if s in splits), "")
     used = [*train_splits, *filter(None, [heldout_split])]
     if missing := [s for s in used if s not in splits]:
         fault = f"has no split {', '.join(missing)}; it has {', '.join(splits)}. Add its files, or name one file"
-        raise CorpusError(f"corpus: {str(place or hub_id)!r} {fault}")
+        raise CorpusError(f"corpus: {str(location or hub_id)!r} {fault}")
     if unused := [s for s in splits if s not in used and p.corpus not in HUB_CORPORA]:
         notes = [f"split {', '.join(unused)} left out", *notes]
     units: dict[str, None] = {}
-    read = {s: _documents(splits[s], p, units) if place else _texts(splits[s], p.text_column) for s in used}
+    read = {s: _documents(splits[s], p, units) if location else _texts(splits[s], p.text_column) for s in used}
     if units:
         notes = [f"one document per {' or '.join(units)} of .txt", *notes]
-    origin = hub_id if p.corpus in HUB_CORPORA else "local" if place else "Hub"
+    origin = hub_id if p.corpus in HUB_CORPORA else "local" if location else "Hub"
     return [text for s in train_splits for text in read[s]], read.get(heldout_split), origin, notes
 
 

@@ -139,6 +139,11 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return text
 
 
+def cannot_be_built(name: str, error: Exception) -> ParameterError:
+    """What to raise from the error with which the library refuses the sizes of a config."""
+    return ParameterError(f"model: {name!r} cannot be built ({files.first_line(error)}); choose or write another")
+
+
 def build_model(name: str, vocab_size: int, context: int, seed: int) -> PreTrainedModel:
     """A causal language model with random weights that depend on `seed` alone, in float32 on the CPU.
 
@@ -157,9 +162,7 @@ def build_model(name: str, vocab_size: int, context: int, seed: int) -> PreTrain
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             check_causal(model)
     except Exception as error:  # every architecture has its own for sizes that it cannot take
-        raise ParameterError(
-            f"model: {name!r} cannot be built ({files.first_line(error)}); choose or write another"
-        ) from error
+        raise cannot_be_built(name, error) from error
     model.config.use_cache = False  # a cache of keys and values costs time and serves generation only
     return model
 

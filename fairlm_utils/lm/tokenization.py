@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 
 from fairlm_utils import files, frequency
 from fairlm_utils.frequency import IGNORE_INDEX
-from fairlm_utils.lm.corpora import CorpusError, load_corpus, location, source_state
+from fairlm_utils.lm.corpora import CorpusError, load_corpus, location_of, source_state
 from fairlm_utils.params import TOKENIZED, CorpusParams, ParameterError, TokenizationParams
 
 SPECIAL_TOKENS = {
@@ -91,7 +91,7 @@ def tokenize_corpus(p: TokenizationParams) -> TokenizedCorpus:
     Says so if the BPE of `p` learnt fewer types than asked for. Raises CorpusError or ParameterError if the corpus or
     tokenizer cannot be had. A second process that needs the same corpus waits for the first.
     """
-    directory, source = cache_dir(p), location(p)
+    directory, source = cache_dir(p), location_of(p)
     if source and directory.resolve().is_relative_to(source.resolve()):
         raise ParameterError(
             f"runs_dir: {p.runs_dir!r} lies in the folder of the corpus, whose files are documents; move one"

@@ -129,14 +129,15 @@ def word_counts(documents: Iterable[str], words: Iterable[str]) -> dict[str, int
     return counts
 
 
-def check_gives_back(corpus: TokenizedCorpus, part: Literal["train", "heldout"]) -> None:
-    """Raise RunError if the ids of a part of the corpus give back another number of characters than its texts have."""
-    n, wanted = len(getattr(corpus, f"{part}_starts")), corpus.meta[part]["n_characters"]
-    if (found := sum(map(len, decoded(corpus, part, n)))) != wanted:
+def given_back(corpus: TokenizedCorpus, part: Literal["train", "heldout"]) -> list[str]:
+    """The documents of a part of the corpus, from their ids. Raises RunError if those spell more or fewer characters than they have."""
+    texts, wanted = decoded(corpus, part, len(getattr(corpus, f"{part}_starts"))), corpus.meta[part]["n_characters"]
+    if (found := sum(map(len, texts))) != wanted:
         raise files.RunError(
             f"by_word: the tokenizer does not give the text back (its ids spell {found:,} characters of {wanted:,}); set "
             "by_word: false"
         )
+    return texts
 
 
 def by_frequency(corpus: TokenizedCorpus, split: str, losses: np.ndarray, n_train_ids: int) -> pd.DataFrame:
@@ -148,12 +149,12 @@ def by_frequency(corpus: TokenizedCorpus, split: str, losses: np.ndarray, n_trai
     """
     part: Literal["train", "heldout"] = "train" if split == "training" else "heldout"
     ids, starts = getattr(corpus, part), getattr(corpus, f"{part}_starts")
-    documents = decoded(corpus, part, int(np.searchsorted(starts, losses.size)))
-    seen = decoded(corpus, "train", int(np.searchsorted(corpus.train_starts, n_train_ids)))
+    texts = given_back(corpus, part)
+    n_seen = int(np.searchsorted(corpus.train_starts, n_train_ids))
+    seen = texts[:n_seen] if part == "train" else decoded(corpus, "train", n_seen)
     first = starts + bool(corpus.meta.get("bos", False))
-    check_gives_back(corpus, part)
     try:
-        words, _ = word_losses(as_text(corpus.tokenizer), documents, ids, first, losses.reshape(-1))
+        words, _ = word_losses(as_text(corpus.tokenizer), texts, ids, first, losses.reshape(-1))
     except ValueError as error:
         raise files.RunError(
             f"by_word: the tokenizer does not give the text back ({error}); set by_word: false"

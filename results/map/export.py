@@ -22,6 +22,11 @@ BEST = "400k targets, 10 epochs, lr 0.004"
 KEY = ["model", "variant", "weight_decay", "seed", "split"]
 
 
+def table(name: str, results: Results) -> pd.DataFrame:
+    """The losses of every run of an experiment, as rows of map.csv: of a variant by its cell and rate."""
+    return forgone.table(results).assign(variant=lambda t: EXPERIMENTS[name] + t["variant"])
+
+
 def export(runs_dir: Path) -> None:
     """map.csv, one row per run and text; gains.csv, one per cell and bin; tables of the best setting; the picture.
 
@@ -32,9 +37,7 @@ def export(runs_dir: Path) -> None:
     results = {name: load_results(runs_dir / name) for name in finished}
     if "map" in results and BEST in results["map"].totals["variant"].unique():
         _write_best(results["map"])
-    tables = [
-        forgone.table(r).assign(variant=lambda t, cell=EXPERIMENTS[n]: cell + t["variant"]) for n, r in results.items()
-    ]
+    tables = [table(name, r) for name, r in results.items()]
     committed = pd.read_csv(FOLDER / "map.csv")
     files.write_table(FOLDER / "map.csv", renewed(committed, pd.concat(tables) if tables else committed[:0], KEY))
     losses = forgone.read(FOLDER / "map.csv")
