@@ -394,7 +394,7 @@ class AuditParams(CorpusParams):
     map_gains: GivenPath = _param("results/map/gains.csv", "gains of models of known regimes, to show a model beside")
     bos: Bos = _param("auto", "documents begin with the BOS token, auto as the tokenizer's own rule has it")
     context: int = _param(64, "tokens per block", ge=2)
-    max_heldout_blocks: int = _param(192, "held-out blocks evaluated, 0 takes all", ge=0)
+    max_heldout_blocks: int = _param(192, "held-out blocks evaluated, at even distances, 0 takes all", ge=0)
     low_frequency_percentile: float = _param(
         95.0, "types at or below this percentile of the counts are low-frequency", gt=0, lt=100
     )

@@ -47,7 +47,10 @@ def test_tables_agree_with_the_models_own_loss(folder, corpus_file):
     corpus = load_corpus(p)
     found = audit.audit(p, p.audited_model, corpus)
     tokenizer, model = load_tokenizer(str(folder)), GPT2LMHeadModel.from_pretrained(folder).eval()
-    ids = torch.from_numpy(encode(tokenizer, corpus.heldout)[0][: 20 * 16].astype(np.int64)).reshape(20, 16)
+    ids = encode(tokenizer, corpus.heldout)[0].astype(np.int64)
+    n = len(ids) // 16  # 20 of them, as far from each other as they can be
+    ids = torch.from_numpy(np.stack([ids[16 * (i * n // 20) :][:16] for i in range(20)]))
+    assert n > 40
     with torch.inference_mode():
         own = model(input_ids=ids, labels=ids).loss.item()
     assert found.totals["average_loss"] == pytest.approx(own, rel=1e-5)
@@ -78,12 +81,16 @@ TEXTS = [
 
 
 def every_position(model, tokenizer, documents, context, n_blocks):
-    """Loss of each flat position in float64, None where it is no target, one block at a time: a plain loop."""
+    """Loss of each flat position in float64, None where it is no target, one block at a time: a plain loop.
+
+    Blocks are as far from each other as they can be.
+    """
     ids = []
     for text in documents:
         ids += [*tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.token_to_id("</s>")]
     losses = [None] * len(ids)
-    for start in range(0, n_blocks * context, context):
+    for i in range(n_blocks):
+        start = i * (len(ids) // context) // n_blocks * context
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids[start : start + context]])).logits[0].double()
         for t in range(1, context):

@@ -86,7 +86,8 @@ def test_packed_blocks_by_hand():
     assert lengths is None
     assert inputs.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert labels.tolist() == [[-100, 1, 2], [-100, 4, 5], [-100, 7, 8]]
-    assert len(blocks(np.arange(10, dtype=np.uint16), np.array([0]), 3, True, 0, max_blocks=2)[0]) == 2
+    first, *_ = blocks(np.arange(10, dtype=np.uint16), np.array([0]), 3, True, 0, max_blocks=2)
+    assert first.tolist() == [[0, 1, 2], [3, 4, 5]]
     with pytest.raises(ParameterError, match="lower it"):
         blocks(np.arange(2, dtype=np.uint16), np.array([0]), 3, True, 0)
 
@@ -99,6 +100,16 @@ def test_padded_blocks_by_hand():
     assert labels.tolist() == [[-100, 8, 9, -100], [-100, 6, -100, -100]]
     one, *_ = blocks(ids, np.array([0, 3]), 4, False, 0, max_blocks=1)
     assert one.tolist() == [[7, 8, 9, 0]]
+
+
+def test_blocks_at_even_distances_by_hand():
+    ids = np.arange(20, dtype=np.uint16)
+    inputs, labels, _ = blocks(ids, np.array([0, 6, 13]), 3, True, 0, max_blocks=3, bos=True, spread=True)
+    assert inputs.tolist() == [[0, 1, 2], [6, 7, 8], [12, 13, 14]]
+    assert labels.tolist() == [[-100, 1, 2], [-100, 7, 8], [-100, -100, 14]]
+    inputs, labels, lengths = blocks(ids, np.array([0, 6, 13, 18]), 3, False, 0, max_blocks=2, spread=True)
+    assert inputs.tolist() == [[0, 1, 2], [13, 14, 15]] and lengths.tolist() == [3, 3]
+    assert len(blocks(ids, np.array([0]), 3, True, 0, max_blocks=9, spread=True)[0]) == 6
 
 
 def test_target_counts_leave_out_first_positions_and_padding():

@@ -29,7 +29,7 @@ from fairlm_utils.lm import processes, training
 from fairlm_utils.lm.corpora import Corpus, load_corpus
 from fairlm_utils.lm.evaluation import check_ids, token_sums, token_table
 from fairlm_utils.lm.models import check_causal, check_context, load_model, n_rows, saved_config, text_config
-from fairlm_utils.lm.tokenization import adds_bos, as_text, blocks, encode, load_tokenizer, n_ids, say_bos
+from fairlm_utils.lm.tokenization import adds_bos, as_text, blocks, encode, load_tokenizer, n_ids, say_bos, taken_blocks
 from fairlm_utils.lm.words import by_word_bin, word_counts, word_losses
 from fairlm_utils.params import AuditParams, ParameterError, TrainingParams
 
@@ -41,6 +41,7 @@ MATRICES = {"embedding_norm": "input", "output_norm": "output"}
 def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
     """Audit the model `name` (Hub id or folder) with its own tokenizer on the held-out documents of `corpus`.
 
+    Its `p.max_heldout_blocks` blocks lie at even distances in them, for data sets may be in the order of a label.
     Counts n_v are those of the training documents, or of `p.counts_file`; words are always counted in the training documents.
     Memory holds one batch of logits at a time, whatever the vocabulary, and one loss per held-out token.
     Raises ParameterError or RunError for a model, tokenizer, counts file or context that cannot be used.
@@ -65,7 +66,9 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
         counts = token_counts(train, vocab_size)
         if bos and bos_ends:
             counts[tokenizer.bos_token_id] -= len(first)
-    data = training.Blocks(*blocks(ids, starts, p.context, packing=True, max_blocks=p.max_heldout_blocks, bos=bos))
+    data = training.Blocks(
+        *blocks(ids, starts, p.context, packing=True, max_blocks=p.max_heldout_blocks, bos=bos, spread=True)
+    )
     batches: list[np.ndarray] = []
     try:
         with processes.threads(p.n_threads):
@@ -85,7 +88,10 @@ def audit(p: AuditParams, name: str, corpus: Corpus, label: str = "") -> Audit:
         unigram=frequency.unigram_loss(table["n_train"].where(~given, 0)),
         **{k: v[table["token_id"]] for k, v in norms.items()},
     )
-    words, spelled = word_losses(as_text(tokenizer), corpus.heldout, ids, starts + bos, losses.reshape(-1))
+    n = len(ids) // p.context
+    of_ids = np.full((n, p.context), np.nan, dtype=losses.dtype)
+    of_ids[taken_blocks(n, p.max_heldout_blocks, spread=True)] = losses
+    words, spelled = word_losses(as_text(tokenizer), corpus.heldout, ids, starts + bos, of_ids.reshape(-1))
     facts = {
         "model": _named(name),
         "corpus": corpus.description,

@@ -392,6 +392,16 @@ def encode(
     return np.concatenate(parts) if parts else np.zeros(0, dtype), starts
 
 
+def taken_blocks(n: int, max_blocks: int, spread: bool = False) -> np.ndarray:
+    """Numbers of the blocks taken of `n`: the first `max_blocks`, or with `spread` as many at even distances (0 takes all).
+
+    >>> taken_blocks(10, 4), taken_blocks(10, 4, spread=True)
+    (array([0, 1, 2, 3]), array([0, 2, 5, 7]))
+    """
+    k = min(n, max_blocks or n)
+    return np.arange(k) * n // k if spread and k else np.arange(k)
+
+
 def blocks(
     ids: np.ndarray,
     starts: np.ndarray,
@@ -400,29 +410,32 @@ def blocks(
     pad_token_id: int | None = None,
     max_blocks: int = 0,
     bos: bool = False,
+    spread: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Training blocks: input ids and labels, both int64 [n, context], and the tokens of each block [n], None if packed.
 
-    Takes the first `max_blocks` blocks (0 takes all). With `packing` documents follow one another and are cut into full
+    Takes the blocks that `taken_blocks` names. With `packing` documents follow one another and are cut into full
     blocks (the ragged tail is dropped); without it every document is one block, cut or filled to `context` at its end
     with `pad_token_id` (any id, for it is neither attended to nor a target), labels −100 there. A block's first token is
     no target (label −100), so a block has context − 1 targets at most; nor is, with `bos`, the beginning-of-text token
     that each document starts with: it is given, never predicted. Raises ParameterError if the text fills no block.
     """
     n = len(ids) // context if packing else len(starts)
-    n = min(n, max_blocks or n)
     if n == 0:
         raise ParameterError(f"context: {context} tokens are more than the {len(ids):,} tokens of the split; lower it")
+    taken = taken_blocks(n, max_blocks, spread)
     if packing:
-        inputs = ids[: n * context].reshape(n, context).astype(np.int64)
+        inputs = ids[: n * context].reshape(n, context)[taken].astype(np.int64)
         labels, lengths = inputs.copy(), None
         if bos:
-            labels.reshape(-1)[starts[starts < labels.size]] = IGNORE_INDEX
+            given = np.zeros(n * context, dtype=bool)
+            given[starts[starts < given.size]] = True
+            labels[given.reshape(n, context)[taken]] = IGNORE_INDEX
     else:
-        starts, ends = starts[:n], np.append(starts[1:], len(ids))[:n]
+        starts, ends = starts[taken], np.append(starts[1:], len(ids))[taken]
         lengths = np.minimum(ends - starts, context)
-        inputs = np.full((n, context), pad_token_id or 0, dtype=np.int64)
-        labels = np.full((n, context), IGNORE_INDEX, dtype=np.int64)
+        inputs = np.full((len(taken), context), pad_token_id or 0, dtype=np.int64)
+        labels = np.full((len(taken), context), IGNORE_INDEX, dtype=np.int64)
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             inputs[row, :length] = labels[row, :length] = ids[start : start + length]
     labels[:, 0] = IGNORE_INDEX

@@ -71,20 +71,23 @@ def word_losses(
     """Loss of every word whose pieces are all targets: a row per occurrence, and totals over the tokens of the text.
 
     `ids` are the flat ids of `documents`, `starts` the index of each one's first token of text, `losses` those of the ids
-    from the first on (nats, NaN where an id is no target; what lies beyond its end was not evaluated). Columns: document,
+    from the first on (nats, NaN where an id is no target or was not evaluated, as what lies beyond its end). Columns: document,
     start (character of the document), position (of its first piece in `ids`), word, loss, n_pieces. Totals: n_words and
     n_words_left_out (cut by a block's edge, with a token in common with another, or not wholly spelled by its tokens),
     text_nats and text_bytes of all targets that spell text.
 
     Raises ValueError if the tokenizer's offsets are of other ids.
     """
-    n_documents = int(np.searchsorted(starts, len(losses), side="left"))
+    n_documents, ends = int(np.searchsorted(starts, len(losses), side="left")), np.append(starts[1:], len(ids))
     found: dict[str, list[np.ndarray]] = {c: [] for c in ("document", "start", "position", "loss", "n_pieces")}
     spelled: list[str] = []
     left_out, nats, n_bytes = 0, 0.0, 0
     with files.progress(total=n_documents, desc="words", unit="document") as bar:
         for document in range(n_documents):
             text, start = documents[document], starts[document]
+            bar.update()
+            if np.isnan(losses[start : ends[document]]).all():
+                continue
             encoding = tokenizer.encode(text, add_special_tokens=False)
             offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
             if not np.array_equal(ids[start : start + len(offsets)], encoding.ids):
@@ -113,7 +116,6 @@ def word_losses(
             found["loss"].append(total[kept])
             found["n_pieces"].append(n_pieces[kept])
             spelled += [text[a:b] for a, b in spans[kept]]
-            bar.update()
     columns = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in found.items()}
     words = pd.DataFrame(columns).assign(word=pd.Series(spelled, dtype="str"))
     return words, {"n_words": len(words), "n_words_left_out": left_out, "text_nats": nats, "text_bytes": n_bytes}
