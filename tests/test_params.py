@@ -286,7 +286,7 @@ def test_the_name_of_a_variant_may_be_set_alone():
         ({"lowercase": True, "tokenizer": "gpt2"}, "lowercase: acts on a BPE that is trained here"),
         ({"lowercase": True, "by_word": True}, "by_word: needs the text as it is"),
         ({"frequency_exponent": 0.5}, "frequency_exponent: acts with embedding_decay: frequency"),
-        ({"corpus": "caf\udce9"}, "corpus: is not UTF-8; rename"),
+        ({"corpus": "text\udce9"}, "corpus: is not UTF-8; rename"),
     ],
 )
 def test_what_would_have_no_effect_or_cannot_be_written_is_refused(values, said):
