@@ -60,6 +60,18 @@ def test_rate_is_chosen_without_decay_and_weight_decay_at_that_rate(path):
     assert together["useful"].tolist() == [False, True]  # 6.7 is not 0.3 below the unigram's 7.0
 
 
+def test_a_rate_of_one_seed_is_compared_with_the_same_seed_of_others(path):
+    frame = forgone.read(path)
+    plain = frame[(frame["weight_decay"] == 0) & (frame["learning_rate"] == 0.1)]
+    lucky = (plain["seed"] == 0) & (plain["split"] == "held-out")
+    frame.loc[lucky[lucky].index, "average"] -= 0.3
+    one = plain[plain["seed"] == 0].assign(
+        learning_rate=0.05, average=lambda t: t["average"] - 0.2
+    )  # below the mean of three
+    assert forgone.choices(pd.concat([frame, one]))["base_rate"].eq(0.1).all()
+    assert forgone.choices(pd.concat([frame, one.assign(average=one["average"] - 0.2)]))["base_rate"].eq(0.05).all()
+
+
 def test_what_a_group_forgoes_is_against_the_choice_of_the_other_seeds(path):
     seeds = forgone.by_seed(forgone.read(path))
     table = forgone.forgone(seeds).set_index(["cell", "split", "group"]).loc["2M targets, 10 epochs"]
@@ -156,9 +168,10 @@ def test_the_line_through_widths_is_that_of_its_points(path):
     seeds = forgone.by_seed(pd.concat([*wide, deep]))
     assert "grows with width" in forgone.say_width(seeds) and "(4.100, 4.100, 4.100 nats)" in forgone.say_width(seeds)
     assert "for qwen2-tiny and qwen2-tiny-wide and qwen2-tiny-wider the smallest or largest" in forgone.say_width(seeds)
-    beyond = pd.concat([*wide, *(f.assign(learning_rate=0.05, average=f["average"] + 1) for f in wide[:2])])
+    worse = [f[f["learning_rate"] == 0.1].assign(learning_rate=0.05, average=lambda t: t["average"] + 1) for f in wide]
+    beyond = pd.concat([*wide, *worse[:2]])
     assert "for qwen2-tiny-wider the smallest or largest" in forgone.say_width(forgone.by_seed(beyond))
-    beyond = pd.concat([beyond, wide[2].assign(learning_rate=0.05, average=wide[2]["average"] + 1)])
+    beyond = pd.concat([*wide, *worse])
     assert forgone.say_width(forgone.by_seed(beyond)).endswith("at a rate better than a smaller and a larger one.")
     (said,) = forgone.say_others(seeds)
     assert said.startswith(

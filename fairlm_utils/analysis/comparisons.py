@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,11 +33,30 @@ def split_rate(variant: pd.Series) -> pd.DataFrame:
     return found.fillna({"name": ""}).astype({"learning_rate": float})
 
 
+def best_rate(losses: pd.DataFrame) -> Any:
+    """The row of lowest mean loss in a table [rate, seed], NaN where a seed was not run at a rate (nats).
+
+    Rates of as many seeds are compared by their means, one of fewer with the best of those over the seeds that both have: a
+    mean of three seeds is not compared with one seed. Raises RunError where two rates have no seed in common.
+
+    >>> float(best_rate(pd.DataFrame([[4.0, 4.2], [3.9, 4.4], [4.05, np.nan]], index=[0.001, 0.002, 0.004])))
+    0.001
+    """
+    by_seeds = pd.DataFrame({"n": losses.notna().sum(axis=1), "mean": losses.mean(axis=1)})
+    best, *others = by_seeds.sort_values(["n", "mean"], ascending=[False, True], kind="stable").index
+    for rate in others:
+        both = losses.loc[[best, rate]].dropna(axis=1)
+        if both.empty:
+            raise files.RunError(f"{best} and {rate}: no seed was run at λ = 0 and both rates; run one")
+        best = both.mean(axis=1).idxmin()  # the first where they are equal
+    return best
+
+
 def rates(results: Results) -> pd.DataFrame:
     """The learning rates tried of each setting: one row per variant "NAME, lr RATE", held-out average losses (nats), means over seeds.
 
-    Columns: variant, name, learning_rate, loss and sd (at λ = 0), kept (the lowest loss at λ = 0 of its name, over the seeds
-    that all rates of the name have), best_weight_decay and best_loss (the lowest over λ at that rate). Raises RunError for
+    Columns: variant, name, learning_rate, loss and sd (at λ = 0), kept (the `best_rate` of its name at
+    λ = 0), best_weight_decay and best_loss (the lowest over λ at that rate). Raises RunError for
     variants of other names, and for rates of a name without a seed in common.
     """
     held = results.totals[results.totals["split"] == "held-out"]
@@ -47,12 +67,7 @@ def rates(results: Results) -> pd.DataFrame:
     table = table.merge(best, on="variant")
     table = table.join(split_rate(table["variant"]))
     plain = held[held["weight_decay"] == 0].pivot(index="variant", columns="seed", values="average_loss")
-    kept = []
-    for name, own in table.groupby("name"):
-        in_common = plain.loc[own["variant"]].dropna(axis=1)
-        if in_common.empty:
-            raise files.RunError(f"{name}: no seed was run at λ = 0 and every rate; run one")
-        kept.append(in_common.mean(axis=1).idxmin())
+    kept = [best_rate(plain.loc[own["variant"]]) for _, own in table.groupby("name")]
     return table.assign(kept=table["variant"].isin(kept))
 
 
