@@ -141,17 +141,41 @@ def test_a_cell_where_fewer_epochs_without_decay_do_better_is_named(path):
     another = longer.assign(cell="3M targets, 10 epochs")
     three = pd.concat([table, shorter, another])
     *_, idle, _ = forgone.say(*(forgone.by_seed(three, jointly) for jointly in (False, True)))
-    assert idle.endswith("still; in the others the changes are -0.10 to -0.10 and -0.30 to -0.30.")
+    assert idle.endswith(
+        "still; against the best epochs without decay the others' are -0.10 to -0.10 and -0.30 to -0.30."
+    )
+    better = longer.assign(cell="2M targets, 3 epochs", average=longer["average"] - 0.2, low=longer["low"] - 0.05)
+    *_, idle, _ = forgone.say(*(forgone.by_seed(pd.concat([table, better]), jointly) for jointly in (False, True)))
+    assert idle.startswith("In 0 of the 1 ") and idle.endswith("the others' are -0.05 to -0.05 and -0.30 to -0.30.")
+
+
+def test_other_rates_without_decay_that_are_nearly_as_good_are_compared_too(path):
+    table = forgone.read(path)
+    assert forgone.say_other_rates(table) == "No other rate without decay lies within 0.03 nats of the best."
+    plain = table[(table["learning_rate"] == 0.1) & (table["weight_decay"] == 0)]
+    tied = plain.assign(learning_rate=0.05, average=plain["average"] + 0.01, low=plain["low"] + 0.4)
+    said = forgone.say_other_rates(pd.concat([table, tied]))
+    assert (
+        said.startswith("Against 1 other rates, without decay")
+        and "the rare gain more in 1, least at 0.05 in 2M targets, 10 epochs" in said
+    )
+    assert "-0.500 nats against -0.300, difference -0.200 [-0.200, -0.200]" in said
 
 
 def test_what_decay_does_to_a_rate_is_told_from_what_it_does_to_rare_types(path):
     table = forgone.read(path)
     together = forgone.by_seed(table, jointly=True)
-    said = forgone.say_control(together)
+    said = forgone.say_control(table, together)
     assert (
         said.startswith("A λ above 0 is chosen with the rate in 1 of the 1 cells of use")
         and "in 1 (2M targets, 10 epochs)" in said
     )
+    assert said.endswith("In 1 of the 1 the rate is the largest tried with decay, which may buy more at a larger one.")
+    faster = table[(table["learning_rate"] == 0.2) & (table["weight_decay"] == 1)].assign(
+        learning_rate=0.4, average=9.0
+    )
+    more = pd.concat([table, faster])
+    assert "In 0 of the 1 the rate is" in forgone.say_control(more, forgone.by_seed(more, jointly=True))
     slower = table.assign(low=table["low"] - 0.05 * ((table["learning_rate"] == 0.1) & (table["weight_decay"] == 0)))
     said = forgone.say_own_rate(slower, "2M targets, 10 epochs", 0.2, 1.0)
     assert "gain 0.100 nats by λ = 1; against the best rate without decay, 0.1, it is 0.050" in said
@@ -164,6 +188,9 @@ def test_the_line_through_widths_is_that_of_its_points(path):
     ]
     line = forgone.by_width(forgone.by_seed(pd.concat(wide))).set_index("quantity").loc["change"]
     assert line["slope"] == pytest.approx(-0.1) and line["predicted"] == pytest.approx(-0.1 - 0.1 * np.log2(1280 / 128))
+    assert "in no order" not in forgone.say_width(forgone.by_seed(pd.concat(wide)))
+    swapped = pd.concat([wide[0].assign(model=wide[1]["model"]), wide[1].assign(model=wide[0]["model"]), wide[2]])
+    assert "in no order of width, so that a line" in forgone.say_width(forgone.by_seed(swapped))
     deep = frame.assign(model="deep")
     seeds = forgone.by_seed(pd.concat([*wide, deep]))
     assert "grows with width" in forgone.say_width(seeds) and "(4.100, 4.100, 4.100 nats)" in forgone.say_width(seeds)

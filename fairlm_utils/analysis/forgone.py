@@ -76,7 +76,7 @@ def choices(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
 def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
     """Per model, cell, text, group of types and seed, at what the held-out average chooses, see `choices` (columns kept).
 
-    `change` is the loss less that of λ = 0 at the rate best there: below 0 the group gains. `forgone` is the loss less that
+    `loss` is there; `change` is it less that of λ = 0 at the rate best there: below 0 the group gains. `forgone` is the loss less that
     at the λ (`jointly`, rate and λ) that is best for the group on the same text (nats). A seed's own loss takes no part in
     that choice, which the other seeds make: else the best of several would look better than it is, and nothing could be
     forgone less than 0. `own_weight_decay` is the group's choice by all seeds. Raises RunError if the best rate at λ = 0 lacks
@@ -104,15 +104,15 @@ def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
                 others = losses if alone else losses.mul(-1).add(losses.sum(axis=1), axis=0)
                 for seed, loss in chosen.items():
                     best = losses.loc[others[seed].idxmin(), seed]
-                    found = (split, group, seed, own_weight_decay, loss - base[seed], loss - best)
+                    found = (split, group, seed, own_weight_decay, loss, loss - base[seed], loss - best)
                     rows.append((*choice.values(), *found))
-    columns = ["split", "group", "seed", "own_weight_decay", "change", "forgone"]
+    columns = ["split", "group", "seed", "own_weight_decay", "loss", "change", "forgone"]
     return pd.DataFrame(rows, columns=[*settings, *columns])
 
 
 def forgone(seeds: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Means of `change` and `forgone` of `by_seed` over seeds, with Student t intervals (change_low, ...) and n_seeds."""
-    keys = [c for c in seeds.columns if c not in ("seed", "change", "forgone")]
+    keys = [c for c in seeds.columns if c not in ("seed", "loss", "change", "forgone")]
     rows = []
     for key, own in seeds.groupby(keys, sort=False):
         row = dict(zip(keys, key, strict=True))
@@ -158,7 +158,8 @@ def gains_on_map(together: pd.DataFrame, confidence: float = 0.95) -> tuple[pd.D
     if len(mean):
         title = f"Decay changes the held-out loss of rare types by {mean['low']:+.2f} nats, of frequent ones by {mean['high']:+.2f}"
     said = (
-        "Rate and λ chosen together, against the best rate without decay; means over the cells. Grey: no model of use"
+        "Rate and λ chosen together, against the best rate without decay at as many epochs; means over the cells. "
+        "Grey: no model of use"
     )
     return cells.sort_values("types", ascending=False), "change", "types", title, said
 
@@ -200,34 +201,68 @@ def _say_alone(seeds: pd.DataFrame, confidence: float) -> list[str]:
         f"That λ is 0 in {n - len(decayed)} of the {n}; in the other {len(decayed)} the rare gain more by it than the frequent in "
         f"{more}{lose}.",
         f"On training text the same λ costs them up to {paid['change']:.2f} nats [{paid['change_low']:.2f}, "
-        f"{paid['change_high']:.2f}] ({cost}){memorisation}: on held-out text they {'gain' if there < 0 else 'lose'} "
+        f"{paid['change_high']:.2f} for all pairs at once] ({cost}){memorisation}: on held-out text they {'gain' if there < 0 else 'lose'} "
         f"{abs(there):.3f} there.",
     ]
 
 
 def _say_together(together: pd.DataFrame, confidence: float) -> list[str]:
-    """What decay buys either class where rate and λ are chosen together, and in which cells fewer epochs without decay do better."""
+    """What decay buys either class where rate and λ are chosen together, and what against fewer epochs without decay."""
     sized = together.join(size_and_epochs(together["cell"]))
     low, high, train = (
         t["change"] for t in _by_class(forgone(sized[sized["useful"] & (sized["epochs"] >= 10)], confidence))
     )
-    chosen = sized.drop_duplicates("cell").set_index("cell")
-    fewer = pd.Series({
-        cell: chosen.query("targets == @own.targets and epochs < @own.epochs")["base"].min()
-        for cell, own in chosen.loc[low.index].iterrows()
-    })  # fmt: skip
-    idle = fewer < chosen.loc[low.index, "average"]
     lines = [
         f"With rate and λ chosen together, from 10 epochs on ({len(low)} such pairs), decay changes the held-out loss of "
         f"low-frequency types by {_range(low)} nats and that of high-frequency ones by {_range(high)}: the rare gain more in "
         f"{(low < high).sum()} of {len(low)}. Their training loss rises in {(train > 0).sum()}."
     ]
-    if idle.any():
-        rest = f"; in the others the changes are {_range(low[~idle])} and {_range(high[~idle])}"
+    chosen = sized.drop_duplicates("cell").set_index("cell")
+    without = pd.Series({
+        cell: chosen.query("targets == @own.targets and epochs <= @own.epochs")["base"].idxmin()
+        for cell, own in chosen.loc[low.index].iterrows()
+    })  # the cell whose number of epochs is best without decay, of at most as many  # fmt: skip
+    idle = chosen.loc[without, "base"].to_numpy() < chosen.loc[low.index, "average"]
+    if (without != without.index).any():
+        held = together[together["split"] == "held-out"].set_index(["group", "cell", "seed"]).sort_index()
+        base = held["loss"] - held["change"]
+        rest = [
+            pd.Series([(held.loc[(g, c), "loss"] - base.loc[(g, without[c])]).mean() for c in without.index[~idle]])
+            for g in ("low", "high")
+        ]
+        best = f"; against the best epochs without decay the others' are {_range(rest[0])} and {_range(rest[1])}"
         lines.append(
-            f"In {idle.sum()} of the {len(low)} fewer epochs without decay do better still{'' if idle.all() else rest}."
+            f"In {idle.sum()} of the {len(low)} fewer epochs without decay do better still{'' if idle.all() else best}."
         )
     return lines
+
+
+def say_other_rates(frame: pd.DataFrame, confidence: float = 0.95, tolerance: float = 0.03) -> str:
+    """How far "the rare gain more" rests on the rate without decay that the choice is compared with, in one sentence.
+
+    Of the cells of use from 10 epochs on, `frame` of `read`: the other rates whose mean held-out average at λ = 0 is at most
+    `tolerance` nats above the best, over the seeds that both have.
+    """
+    held, found = of_map(frame).query("split == 'held-out'"), []
+    useful = of_map(choices(frame, jointly=True)).query("useful")
+    for choice in useful[size_and_epochs(useful["cell"])["epochs"] >= 10].itertuples():
+        own = held[held["cell"] == choice.cell].set_index(["learning_rate", "weight_decay", "seed"])
+        own = own[["average", "low", "high"]].sort_index()
+        at = own.loc[(choice.learning_rate, choice.weight_decay)]
+        for rate in sorted(own.xs(0.0, level="weight_decay").index.unique("learning_rate")):
+            plain, best = own.loc[(rate, 0.0)], own.loc[(choice.base_rate, 0.0)]
+            if rate != choice.base_rate and (plain["average"] - best["average"]).mean() <= tolerance:
+                change = (at - plain).dropna()
+                found.append((choice.cell, rate, *change[["low", "high"]].mean(), change["low"] - change["high"]))
+    if not found:
+        return f"No other rate without decay lies within {tolerance:g} nats of the best."
+    more = sum(difference.mean() < 0 for *_, difference in found)
+    cell, rate, low, high, least = max(found, key=lambda row: row[-1].mean())
+    return (
+        f"Against {len(found)} other rates, without decay at most {tolerance:g} nats worse, the rare gain more in {more}, least at "
+        f"{rate:g} in {cell}: {low:+.3f} nats against {high:+.3f}, difference "
+        f"{sentences.interval(*scale.mean_and_interval(least, confidence))}."
+    )
 
 
 def _by_class(cells: pd.DataFrame) -> list[pd.DataFrame]:
@@ -236,14 +271,20 @@ def _by_class(cells: pd.DataFrame) -> list[pd.DataFrame]:
     return [cells[(cells["split"] == split) & (cells["group"] == group)].set_index("cell") for split, group in wanted]
 
 
-def say_control(together: pd.DataFrame, confidence: float = 0.95) -> str:
-    """In how many useful cells decay lowers the held-out average of the best rate without it, of those tried, beyond seeds."""
+def say_control(frame: pd.DataFrame, together: pd.DataFrame, confidence: float = 0.95) -> str:
+    """In how many useful cells decay lowers the held-out average of the best rate without it, of those tried, beyond seeds.
+
+    And in how many the rate chosen with λ is the largest that `frame` of `read` has with a λ above 0.
+    """
     cells = forgone(of_map(together), confidence).query("useful and split == 'held-out' and group == 'average'")
     decayed = cells[cells["weight_decay"] > 0]
     beyond = decayed.loc[decayed["change_high"] < 0, "cell"]
+    largest = of_map(frame).query("weight_decay > 0").groupby("cell")["learning_rate"].max()
+    n_edge = (decayed["learning_rate"] == decayed["cell"].map(largest)).sum()
     return (
         f"A λ above 0 is chosen with the rate in {len(decayed)} of the {len(cells)} cells of use; against the best rate without "
-        f"decay, of those tried, the held-out average falls by more than seed-to-seed variation in {len(beyond)} ({'; '.join(beyond)})."
+        f"decay, of those tried, the held-out average falls by more than seed-to-seed variation in {len(beyond)} ({'; '.join(beyond)}). "
+        f"In {n_edge} of the {len(decayed)} the rate is the largest tried with decay, which may buy more at a larger one."
     )
 
 
@@ -350,15 +391,20 @@ def say_width(seeds: pd.DataFrame, confidence: float = 0.95) -> str:
     cells = seeds.loc[seeds["model"].isin(WIDTHS) & (seeds["model"] != "qwen2-tiny"), "cell"]
     models = seeds[seeds["cell"].isin(cells)].drop_duplicates("model").set_index("model").loc[list(WIDTHS)]
     bases, edge = models["base"], list(models.index[~models["bracketed"]])
+    low = seeds[seeds["cell"].isin(cells) & (seeds["split"] == "held-out") & (seeds["group"] == "low")]
+    changes = low.groupby("model")["change"].mean().loc[list(WIDTHS)]
+    in_order = changes.is_monotonic_increasing or changes.is_monotonic_decreasing
+    order = "" if in_order else ", in no order of width, so that a line through them rests on the last"
     worse = " more" if bases.is_monotonic_increasing else ""
     rates = "each at a rate better than a smaller and a larger one"
     if edge:
         rates = f"each at the best rate tried, for {' and '.join(edge)} the smallest or largest: part of this may be their rates"
     return (
-        f"What low-frequency types gain from λ on held-out text {sign} with width: {row['slope']:+.3f} nats of their loss "
-        f"per doubling [{row['slope_low']:+.3f}, {row['slope_high']:+.3f}]; at OpenELM-270M's width of {PAPER_WIDTH:,} the "
-        f"line says {row['predicted']:+.2f} [{row['predicted_low']:+.2f}, {row['predicted_high']:+.2f}], {beyond:.1f} doublings "
-        f"beyond what was run. Without decay the wider models lose{worse} on average ({', '.join(f'{b:.3f}' for b in bases)} "
+        f"At widths of {', '.join(map(str, WIDTHS.values()))} the held-out loss of low-frequency types changes from λ = 0 by "
+        f"{', '.join(f'{c:+.3f}' for c in changes)} nats{order}. By that line what they gain {sign} with width: {row['slope']:+.3f} "
+        f"nats of loss per doubling [{row['slope_low']:+.3f}, {row['slope_high']:+.3f} over seeds]; at OpenELM-270M's width of "
+        f"{PAPER_WIDTH:,}, {beyond:.1f} doublings beyond what was run, it says {row['predicted']:+.2f} [{row['predicted_low']:+.2f}, "
+        f"{row['predicted_high']:+.2f}]. Without decay the wider models lose{worse} on average ({', '.join(f'{b:.3f}' for b in bases)} "
         f"nats), {rates}."
     )
 

@@ -149,7 +149,7 @@ def say_remedies(judged: pd.DataFrame) -> str:
     able = [row for row in others if row["not_worse"]]
     nearest = f" (the nearest, {able[0]['variant']}: {_by(able[0], 'heldout_low_frequency')})" if able else ""
     rest = (
-        f"and of the {len(able)} of {len(others)} variants whose held-out average is not worse, none lowers it further by more "
+        f"and of the {len(able)} of {len(others)} variants whose held-out average is not reliably worse, none lowers it further by more "
         f"than seed-to-seed variation, Holm-corrected{nearest}"
     )
     if none["heldout_low_frequency_high"] < 0:
@@ -195,7 +195,8 @@ def say_best(judged: pd.DataFrame, confidence: float = 0.95) -> list[str]:
     if len(able):
         second = able.loc[able[low].idxmin()].to_dict()
         at_no_cost = (
-            f"Of the {len(able)} of {len(others)} variants whose held-out average is not worse than plain decay's, {second['variant']} "
+            f"Of the {len(able)} of {len(others)} variants whose held-out average is not reliably worse than plain decay's, "
+            f"{second['variant']} "
             f"has the lowest {MEASURES[low]} ({_by(second, low)}, Holm-corrected p = {second['p_holm']:.2g}), and changes that "
             f"of high-frequency types by {_by(second, high)}"
         )
