@@ -397,19 +397,21 @@ def pareto(numbers: pd.DataFrame, x: str = "heldout_average") -> alt.VConcatChar
     front (whether no other variant is better on both) and recommended, ringed. A panel per regime; points are numbered from
     left to right, where there is room, and the list beside a panel names them, those on the front in bold.
     """
-    panels = [_pareto_panel(frame, str(name), x) for name, frame in numbers.groupby("regime", sort=False)]
+    legend = alt.Legend(title="acts on", values=[k for k in REMEDY_COLOURS if k in set(numbers["kind_of_remedy"])])
+    panels = [_pareto_panel(frame, str(name), x, legend) for name, frame in numbers.groupby("regime", sort=False)]
+    ring = " and a ring around the one recommended" if numbers["recommended"].any() else ""
     return (
         alt.vconcat(*panels)
         .resolve_scale(color="shared", shape="shared")
         .properties(
             title="Remedies on held-out text: rare types against all",
             description="Scatter of the held-out loss of low-frequency types against the held-out average loss, a numbered point per "
-            "remedy and a panel per regime, with intervals over seeds, a list of the remedies and a ring around the one recommended",
+            f"remedy and a panel per regime, with intervals over seeds, beside a list of the remedies{ring}",
         )
     )
 
 
-def _pareto_panel(frame: pd.DataFrame, regime: str, x: str) -> alt.HConcatChart:
+def _pareto_panel(frame: pd.DataFrame, regime: str, x: str, legend: alt.Legend) -> alt.HConcatChart:
     frame = frame.sort_values(x, kind="stable").assign(number=np.arange(1, len(frame) + 1))
     frame["line"] = frame["number"].map("{:>2}  ".format) + frame["variant"]
     field = "heldout_low_frequency"
@@ -419,8 +421,8 @@ def _pareto_panel(frame: pd.DataFrame, regime: str, x: str) -> alt.HConcatChart:
     base = alt.Chart().encode(x=alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, padding=12)), y=y)
     rule: dict[str, Any] = {"color": "#909090", "opacity": 0.7, "clip": True}
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
-        color=_category(alt.Color, "kind_of_remedy", REMEDY_COLOURS, title="acts on"),
-        shape=_category(alt.Shape, "kind_of_remedy", list(REMEDY_COLOURS), title="acts on"),
+        color=_category(alt.Color, "kind_of_remedy", REMEDY_COLOURS, legend=legend),
+        shape=_category(alt.Shape, "kind_of_remedy", list(REMEDY_COLOURS), legend=legend),
         tooltip=["variant:N", *_numbers(".3f", x, field)],
     )
     numbered = alt.layer(
@@ -441,12 +443,12 @@ def _pareto_panel(frame: pd.DataFrame, regime: str, x: str) -> alt.HConcatChart:
     return alt.hconcat(numbered, names, data=frame, spacing=8)
 
 
-def _apart(frame: pd.DataFrame, x: str, y: str, distance: float = 0.04) -> np.ndarray:
-    """Which points can bear a number without covering that of another: those on the front first, then in order."""
+def _apart(frame: pd.DataFrame, x: str, y: str, size: tuple[float, float] = (0.06, 0.04)) -> np.ndarray:
+    """Which points can bear a number without covering that of another: the front first, then the references."""
     places = ((frame[[x, y]] - frame[[x, y]].min()) / (frame[[x, y]].max() - frame[[x, y]].min())).to_numpy()
     taken: list[int] = []
-    for i in np.argsort(~frame["front"].to_numpy(), kind="stable"):
-        if all(np.abs(places[i] - places[j]).max() > distance for j in taken):
+    for i in np.lexsort((frame["kind_of_remedy"] != "reference", ~frame["front"])):
+        if all((np.abs(places[i] - places[j]) > size).any() for j in taken):
             taken.append(i)
     return np.isin(np.arange(len(frame)), taken)
 
