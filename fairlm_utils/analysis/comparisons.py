@@ -33,21 +33,21 @@ def split_rate(variant: pd.Series) -> pd.DataFrame:
     return found.fillna({"name": ""}).astype({"learning_rate": float})
 
 
-def best_rate(losses: pd.DataFrame) -> Any:
-    """The row of lowest mean loss in a table [rate, seed], NaN where a seed was not run at a rate (nats).
+def best_setting(losses: pd.DataFrame) -> Any:
+    """The row of lowest mean loss in a table [setting, seed], as of learning rates, NaN where a seed was not run (nats).
 
-    Rates of as many seeds are compared by their means, one of fewer with the best of those over the seeds that both have: a
-    mean of three seeds is not compared with one seed. Raises RunError where two rates have no seed in common.
+    Settings of as many seeds are compared by their means, one of fewer with the best of those over the seeds that both have: a
+    mean of three seeds is not compared with one seed. Raises RunError where two have no seed in common.
 
-    >>> float(best_rate(pd.DataFrame([[4.0, 4.2], [3.9, 4.4], [4.05, np.nan]], index=[0.001, 0.002, 0.004])))
+    >>> float(best_setting(pd.DataFrame([[4.0, 4.2], [3.9, 4.4], [4.05, np.nan]], index=[0.001, 0.002, 0.004])))
     0.001
     """
     by_seeds = pd.DataFrame({"n": losses.notna().sum(axis=1), "mean": losses.mean(axis=1)})
     best, *others = by_seeds.sort_values(["n", "mean"], ascending=[False, True], kind="stable").index
-    for rate in others:
-        both = losses.loc[[best, rate]].dropna(axis=1)
+    for setting in others:
+        both = losses.loc[[best, setting]].dropna(axis=1)
         if both.empty:
-            raise files.RunError(f"{best} and {rate}: no seed was run at λ = 0 and both rates; run one")
+            raise files.RunError(f"{best} and {setting}: no seed was run at both, so that neither is better; run one")
         best = both.mean(axis=1).idxmin()  # the first where they are equal
     return best
 
@@ -55,7 +55,7 @@ def best_rate(losses: pd.DataFrame) -> Any:
 def rates(results: Results) -> pd.DataFrame:
     """The learning rates tried of each setting: one row per variant "NAME, lr RATE", held-out average losses (nats), means over seeds.
 
-    Columns: variant, name, learning_rate, loss and sd (at λ = 0), kept (the `best_rate` of its name at
+    Columns: variant, name, learning_rate, loss and sd (at λ = 0), kept (the `best_setting` of its name at
     λ = 0), best_weight_decay and best_loss (the lowest over λ at that rate). Raises RunError for
     variants of other names, and for rates of a name without a seed in common.
     """
@@ -67,7 +67,7 @@ def rates(results: Results) -> pd.DataFrame:
     table = table.merge(best, on="variant")
     table = table.join(split_rate(table["variant"]))
     plain = held[held["weight_decay"] == 0].pivot(index="variant", columns="seed", values="average_loss")
-    kept = [best_rate(plain.loc[own["variant"]]) for _, own in table.groupby("name")]
+    kept = [best_setting(plain.loc[own["variant"]]) for _, own in table.groupby("name")]
     return table.assign(kept=table["variant"].isin(kept))
 
 

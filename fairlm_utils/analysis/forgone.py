@@ -49,28 +49,30 @@ def bins_of(frame: pd.DataFrame) -> list[str]:
 
 
 def choices(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
-    """Learning rate and λ of each model and cell, by the mean held-out average loss over seeds.
+    """Learning rate and λ of each model and cell, by the mean held-out average loss over seeds (`comparisons.best_setting`).
 
-    The rate is the best at λ = 0 (`comparisons.best_rate`), and λ the best at that rate; `jointly`, the pair that is best of all. Columns:
+    The rate is the best at λ = 0, and λ the best at that rate; `jointly`, the pair that is best of all. Columns:
     model, cell, base_rate (the best at λ = 0), base (its loss), bracketed (λ = 0 was run at a smaller and a larger rate too),
     learning_rate, weight_decay, average, unigram (nats), and useful: whether the model chosen lies USEFUL below the unigram.
     """
     held = frame[frame["split"] == "held-out"]
-    setting = ["model", "cell", "learning_rate", "weight_decay"]
-    means = held.groupby(setting, sort=False)[["average", "unigram"]].mean().reset_index()
-    at_zero = held[held["weight_decay"] == 0].pivot(
-        index=["model", "cell", "learning_rate"], columns="seed", values="average"
+    key, setting = ["model", "cell"], ["learning_rate", "weight_decay"]
+    rows = []
+    for name, own in held.groupby(key, sort=False):
+        losses = own.pivot(index=setting, columns="seed", values="average")
+        means = own.groupby(setting)[["average", "unigram"]].mean()
+        plain = losses.xs(0.0, level="weight_decay", drop_level=False)
+        rate, _ = base = comparisons.best_setting(plain)
+        rates = plain.index.unique("learning_rate")
+        best = comparisons.best_setting(losses if jointly else losses.xs(rate, level="learning_rate", drop_level=False))
+        average, unigram = means.loc[best]
+        bracketed = rates.min() < rate < rates.max()
+        rows.append(
+            (*name, rate, means.loc[base, "average"], bracketed, *best, average, unigram, average < unigram - USEFUL)
+        )
+    return pd.DataFrame(
+        rows, columns=["model", "cell", "base_rate", "base", "bracketed", *setting, "average", "unigram", "useful"]
     )
-    rows, chosen = [], ["learning_rate", "weight_decay", "average", "unigram"]
-    for (model, cell), own in means.groupby(["model", "cell"], sort=False):
-        plain = own[own["weight_decay"] == 0].set_index("learning_rate")["average"]
-        rate = comparisons.best_rate(at_zero.loc[(model, cell)])
-        bracketed = plain.index.min() < rate < plain.index.max()
-        among = own if jointly else own[own["learning_rate"] == rate]
-        best = among.sort_values(["average", "weight_decay"], kind="stable").iloc[0]
-        useful = best["average"] < best["unigram"] - USEFUL
-        rows.append((model, cell, rate, plain[rate], bracketed, *best[chosen], useful))
-    return pd.DataFrame(rows, columns=["model", "cell", "base_rate", "base", "bracketed", *chosen, "useful"])
 
 
 def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
