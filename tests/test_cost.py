@@ -7,6 +7,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
@@ -43,6 +44,17 @@ def test_parameters_of_a_tied_model_multiply_once_and_an_untied_look_up_never(tm
     assert n - multiplying == norms_and_biases
     config.tie_word_embeddings = False
     assert cost.parameter_counts(config) == (n + 1000 * 128, multiplying)
+
+
+def test_positions_are_look_ups_and_layers_without_attention_have_none():
+    small = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=2, n_positions=1024, vocab_size=300)
+    n, multiplying = cost.parameter_counts(small)
+    model = transformers.GPT2LMHeadModel(small)
+    assert n - multiplying == 1024 * 64 + sum(p.numel() for p in model.parameters() if p.dim() == 1)
+    width = transformers.LlamaConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=8)
+    assert cost.attention_width(width) == 64 * 8
+    hybrid = transformers.JambaConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=8)
+    assert hybrid.layers_block_type.count("attention") == 1 and cost.attention_width(hybrid) == 64
 
 
 def test_costs_scale_with_steps_and_runs():

@@ -128,6 +128,22 @@ def test_every_row_of_a_model_of_a_config_trains(config, tmp_path):
     assert (model.get_input_embeddings().weight.grad[:7].norm(dim=1) > 0).all()
 
 
+def test_a_config_that_must_have_a_padding_token_is_refused_and_one_of_quantised_weights_is_not(tmp_path):
+    (tmp_path / "c.json").write_text('{"model_type": "modernbert-decoder"}')
+    with pytest.raises(ParameterError, match=r"c\.json' cannot be built .*pad_token_id"):
+        models.build_model(str(tmp_path / "c.json"), 10, 8, seed=0)
+    config = {
+        "model_type": "gpt2",
+        "n_layer": 1,
+        "n_head": 2,
+        "n_embd": 8,
+        "quantization_config": {"quant_method": "awq"},
+    }
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    model = models.build_model(str(tmp_path / "c.json"), 10, 8, seed=0)
+    assert not hasattr(model.config, "quantization_config")
+
+
 def test_an_unknown_model_names_the_known_ones(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ParameterError, match="qwen2-tiny"):

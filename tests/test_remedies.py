@@ -3,10 +3,12 @@
 import copy
 import gc
 import pickle
+import re
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
@@ -694,6 +696,42 @@ def test_dropout_acts_while_training_only_and_leaves_nothing_behind():
         assert torch.equal(model.train()(ids).logits, plain)
 
 
+@pytest.mark.parametrize("kind", ["gpt_neox", "opt", "openai-gpt", "stablelm", "qwen2"])
+def test_what_a_part_adds_to_the_residual_stream_is_dropped_once(kind):
+    """GPT-NeoX has modules of dropout beside its parts, OPT the matrices of its feed-forward part, GPT a list as output."""
+    sizes = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 128,
+        "ffn_dim": 128,
+        "num_key_value_heads": 2,
+    }
+    config = transformers.AutoConfig.for_model(kind, vocab_size=300, **sizes, word_embed_proj_dim=64)
+    for name in vars(config):
+        if "drop" in name:
+            setattr(config, name, 0.0)
+    model = transformers.AutoModelForCausalLM.from_config(config).train()
+    ids, zeros = torch.randint(5, 300, (4, 16), generator=torch.Generator().manual_seed(0)), {}
+
+    def count(name):
+        def hook(module, _, output):
+            first = output[0] if isinstance(output, (tuple, list)) else output
+            zeros[name] = (first == 0).float().mean().item()
+
+        return hook
+
+    parts = {n: m for n, m in model.named_modules() if re.search(r"\.\d+\.[a-z_0-9]+$", n)}
+    torch.manual_seed(0)
+    with remedies.dropout(model, 0.2):
+        for name, part in parts.items():
+            part.register_forward_hook(count(name))  # after those of dropout
+        model(ids)
+    shares = {n: share for n, share in zeros.items() if share > 0.1 and not re.search("act|norm", n)}
+    assert all(share == pytest.approx(0.2, abs=0.03) for share in shares.values()), shares
+    assert len([n for n in shares if "drop" not in n]) == 4, shares
+
+
 def test_lazy_decay_pays_when_a_row_is_seen_what_adamw_would_have_decayed_since():
     """Gradients of 0, so that decay alone moves the rows; the learning rate falls, as a schedule lets it."""
     model = gpt2()
@@ -782,6 +820,28 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest():
     assert rest.pop("model.embed_tokens.weight") == 0.5 and set(rest.values()) == {0.0}  # norm gains and biases
     assert len(muon) + len(rest) + 1 == len(names)
     assert all(g["adjust_lr_fn"] == "match_rms_adamw" for g in optimizer._muon.param_groups)
+
+
+def test_muon_reads_a_generator_once_and_refuses_what_it_would_leave_to_adamw():
+    model, optimizer = muon_model()
+    groups = [{"params": (p for p in model.parameters()), "weight_decay": 0.5}]
+    of_generator = remedies.MuonWithAdamW(groups, model=model, lr=0.01, weight_decay=0.5)
+    held = {id(p) for group in of_generator.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
+    with pytest.raises(ValueError, match="weight_decay_groups"):
+        remedies.MuonWithAdamW(model.parameters(), model=model, lr=0.01, weight_decay=0.5)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    mixture = transformers.MixtralConfig(vocab_size=300, intermediate_size=64, num_local_experts=4, **sizes)
+    mixture = transformers.MixtralForCausalLM(mixture)
+    groups, _ = models.weight_decay_groups(mixture, 0.5, "all")
+    with pytest.raises(ValueError, match="matrices of experts"):
+        remedies.MuonWithAdamW(groups, model=mixture, lr=0.01, weight_decay=0.5)
+    mamba = transformers.MambaForCausalLM(transformers.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2))
+    optimizer = remedies.MuonWithAdamW(
+        models.weight_decay_groups(mamba, 0.5, "all")[0], model=mamba, lr=0.01, weight_decay=0.5
+    )
+    rates = {id(p) for n, p in mamba.named_parameters() if n.endswith("A_log")}
+    assert rates and not rates & {id(p) for g in optimizer._muon.param_groups for p in g["params"]}
 
 
 def test_muon_and_adamw_share_one_schedule_and_one_checkpoint():

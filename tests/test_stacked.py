@@ -1,5 +1,6 @@
 """A stack of runs is the runs themselves: the same folders, weights and tables as one trained alone, to rounding."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -60,6 +61,40 @@ def test_stacks_hold_runs_that_differ_in_what_may(shared_runs):
     assert [len(group) for group in stacked.stacks([*one, fewer], most=9)] == [3, 1]  # evaluated on other blocks
     with pytest.raises(ParameterError, match="dropout: runs of a stack"):
         stacked.stacks(points(shared_runs, dropout=0.1), most=2)
+
+
+SIZES = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64,
+    "max_position_embeddings": 64, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "mistral", "sliding_window": 8, **SIZES}, "its logits are others in a stack"),
+        ({"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}, "random"),  # dropout 0.1
+        ({"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0, **SIZES}, "index"),
+    ],
+)
+def test_a_model_that_would_be_another_in_a_stack_is_refused_before_training(shared_runs, tmp_path, config, reason):
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps(config))
+    together = points(shared_runs, experiment="not-stacked", model=str(file))[:2]
+    with (
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(ParameterError, match=f"own.json' cannot be stacked .*{reason}.*by themselves"),
+    ):
+        stacked.train(together, pool)
+    assert not any(identity.run_dir(p).exists() for p in together)
+
+
+def test_a_window_that_holds_the_block_is_stacked(shared_runs, tmp_path):
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"model_type": "mistral", "sliding_window": 32, **SIZES}))
+    (p,) = points(shared_runs, experiment="windowed", model=str(file))[:1]
+    with ThreadPoolExecutor(1) as pool:
+        assert len(stacked.train([p], pool)) == 1
 
 
 def test_a_tied_prediction_is_not_correct():

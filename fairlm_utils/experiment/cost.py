@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 from tabulate import tabulate
+from torch import nn
 from transformers import PreTrainedConfig
 
 from fairlm_utils.analysis import scale
@@ -46,16 +47,23 @@ def parameter_counts(config: PreTrainedConfig) -> tuple[int, int]:
     """Parameters of a model, and those of them that multiply activations (all but norms, biases and look-ups), tied ones once."""
     model = meta_model(config)
     matrices = sum(p.numel() for p in model.parameters() if p.dim() >= 2)
-    embedding = model.get_input_embeddings().weight
-    untied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is not embedding
-    return model.num_parameters(), matrices - (embedding.numel() if untied else 0)
+    output = model.get_output_embeddings() or model.get_input_embeddings()
+    tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables.pop(id(output.weight), None)  # a tied one multiplies, too
+    return model.num_parameters(), matrices - sum(tables.values())
 
 
 def attention_width(config: PreTrainedConfig) -> int:
-    """Sum over layers of query heads × head dimension: the width of attention's score and value products, 0 without any."""
+    """Sum over layers of query heads × head dimension: the width of attention's score and value products, 0 without any.
+
+    Layers of a hybrid that have no attention or a linear one do not count; one with a window counts as if it saw all.
+    """
     if not getattr(config, "num_query_heads", None) and not getattr(config, "num_attention_heads", None):
         return 0  # a state-space model
-    heads = getattr(config, "num_query_heads", None) or [config.num_attention_heads] * config.num_hidden_layers
+    every = ["attention"] * config.num_hidden_layers
+    kinds = getattr(config, "layers_block_type", None) or getattr(config, "layer_types", None) or every
+    n_layers = sum(kind == "hybrid" or ("attention" in kind and "linear" not in kind) for kind in kinds)
+    heads = getattr(config, "num_query_heads", None) or [config.num_attention_heads] * n_layers
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return sum(heads) * width
 

@@ -64,6 +64,8 @@ class Stack:
 
     Weights are [runs, ...] by name, initialised as `build_model` does for each run's seed. `data` are the blocks that
     all of them train on, each in the order that its seed gives it in Trainer; padding needs no mask, for it comes last.
+    Raises ParameterError for an architecture whose logits in a stack are not those of the model alone, as where attention
+    is local or dropout is on by default.
     """
 
     def __init__(self, points: Sequence[EvaluationParams], vocab_size: int, data: training.Blocks):
@@ -72,6 +74,9 @@ class Stack:
         members = [build_model(p.model, vocab_size, p.context, p.seed) for p in points]
         weights, buffers = stack_module_state(members)
         self.model = members[0].to(self.device).train()
+        self.blocks, self.labels = (x.to(self.device) for x in (data.input_ids, data.labels))
+        with torch.no_grad():
+            alone = self.model(input_ids=self.blocks[:1], use_cache=False).logits.flatten(0, 1).float()
         # its products have rules for a stacked dimension everywhere; fused attention has none on a CPU, or with a mask
         self.model.set_attn_implementation("eager")
         shape = (1, 1, self.p.context, self.p.context)
@@ -87,7 +92,7 @@ class Stack:
             for group in weight_decay_groups(member, p.weight_decay, p.decayed_parameters)[0]:
                 for w in group["params"]:
                     self.decay[names[id(w)]][i] = group["weight_decay"]
-        self.blocks, self.labels = (x.to(self.device) for x in (data.input_ids, data.labels))
+        self._check(alone)
         self.batch = torch.zeros(len(points), self.p.batch_size, dtype=torch.long, device=self.device)
         head = (self.model.get_output_embeddings() or self.model.get_input_embeddings()).weight
         self.head = next(name for name, weight in self.model.named_parameters() if weight is head)
@@ -95,6 +100,20 @@ class Stack:
         self.scalars = torch.zeros(3, device=self.device)
         self.vocab_size = n_rows(self.model)
         self.sums = TokenSums(len(points) * self.vocab_size, self.device)
+
+    def _check(self, alone: Tensor) -> None:
+        """Raise ParameterError if the first run's logits of the first block are not `alone`, those of its model by itself."""
+        try:
+            with torch.no_grad():
+                ids = self.blocks[:1].expand(len(self.points), 1, -1)
+                stacked = vmap(self._logits)(self.weights, self.buffers, ids)[0]
+            reason = "" if torch.allclose(stacked, alone, atol=1e-3) else "its logits are others in a stack"
+        except Exception as error:  # every architecture has its own
+            if processes.is_out_of_memory(error):
+                raise
+            reason = files.first_line(error)
+        if reason:
+            raise ParameterError(f"model: {self.p.model!r} cannot be stacked ({reason}); train its runs by themselves")
 
     def _vector(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)

@@ -82,15 +82,20 @@ _POSITIONS_AFTER_PADDING = {
 def model_config(name: str, vocab_size: int, context: int) -> PreTrainedConfig:
     """Config of a model by registry name, config JSON file or folder, or Hub id, with this vocabulary size.
 
-    Raises ParameterError if the name is none of these or the context is longer than the model's.
+    Raises ParameterError if the name is none of these, its config takes no vocabulary of this size or must have a padding
+    token, or the context is longer than the model's.
     """
     if name in REGISTRY:
         config = REGISTRY[name](vocab_size, context)
     else:
         config = _load_config(name)
-        config.vocab_size = vocab_size
-        if config.model_type not in _POSITIONS_AFTER_PADDING:
-            config.pad_token_id = None  # of another vocabulary, in which another token would keep a row of zeros
+        vars(config).pop("quantization_config", None)  # of weights that are not taken
+        try:
+            config.vocab_size = vocab_size
+            if config.model_type not in _POSITIONS_AFTER_PADDING:
+                config.pad_token_id = None  # of another vocabulary, in which another token would keep a row of zeros
+        except StrictDataclassError as error:
+            raise cannot_be_built(name, error) from error
     check_context(config, context, f"model {name!r}")
     return config
 

@@ -323,17 +323,27 @@ class MuonWithAdamW(torch.optim.Optimizer):
     PyTorch's (Jordan et al. 2024), its step scaled to the size of AdamW's (`match_rms_adamw`, Liu et al. 2025, arXiv
     2502.16982), so that learning rate and λ mean the same for both. Momentum and iterations are Muon's defaults. Matrices must
     be whole on each device. Both optimisers act on the groups and the state of this one, which a scheduler and a checkpoint
-    see as those of any other.
+    see as those of any other. Raises ValueError for `params` that are no groups, and for a mixture of experts, whose matrices
+    are one parameter of three dimensions, which Muon does not take.
     """
 
     def __init__(self, params: list[dict], *, model: PreTrainedModel, lr: float, weight_decay: float, **adamw: Any):
         embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
         rows = {id(module.weight) for module in (*embeddings, *embedding_and_head(model))}
         split: dict[bool, list[dict]] = {True: [], False: []}
+        rows |= {id(p) for name, p in model.named_parameters() if name.endswith("A_log")}  # Mamba's rates, no matrix
         for group in params:
+            if not isinstance(group, dict):
+                raise ValueError("params are groups with a weight_decay each, see weight_decay_groups")
+            given = list(group["params"])  # a generator is read once
             for of_muon, chosen in split.items():
-                of_kind = [p for p in group["params"] if (p.dim() == 2 and id(p) not in rows) == of_muon]
+                of_kind = [p for p in given if (p.dim() == 2 and id(p) not in rows) == of_muon]
                 chosen += [{**group, "params": of_kind}] if of_kind else []
+        experts = sum(p.numel() for group in split[False] for p in group["params"] if p.dim() == 3)
+        if experts > sum(p.numel() for group in split[True] for p in group["params"]):
+            raise ValueError(
+                "most weights are matrices of experts, kept as one parameter, which Muon does not take; choose adamw"
+            )
         settings = {"lr": lr, "weight_decay": weight_decay}
         self._muon = torch.optim.Muon(split[True], adjust_lr_fn="match_rms_adamw", **settings)
         self._adamw = torch.optim.AdamW(split[False], **settings, **adamw)
@@ -493,6 +503,13 @@ def objective(p: TrainingParams, n_train: np.ndarray) -> Objective | None:
     return Objective(weights, p.label_smoothing, offset)
 
 
+def _adding_to_the_stream(layer: nn.Module) -> list[nn.Module]:
+    """The parts of a layer that add to its residual stream: with weights, no norm, not the first of two matrices in turn (OPT)."""
+    parts = [part for part in layer.children() if not is_norm_layer(part) and any(True for _ in part.parameters())]
+    following = [*parts[1:], None]
+    return [a for a, b in zip(parts, following, strict=True) if not (type(a) is type(b) is nn.Linear)]
+
+
 @contextmanager
 def dropout(model: PreTrainedModel, probability: float) -> Iterator[None]:
     """Within the context, dropout of the embeddings and of what each part of each layer adds to the residual stream.
@@ -504,12 +521,12 @@ def dropout(model: PreTrainedModel, probability: float) -> Iterator[None]:
         return
 
     def drop(module: nn.Module, _: Any, output: Any) -> Any:
-        first = output[0] if isinstance(output, tuple) else output
-        dropped = nn.functional.dropout(first, probability, module.training)
-        return (dropped, *output[1:]) if isinstance(output, tuple) else dropped
+        several = isinstance(output, (tuple, list))
+        dropped = nn.functional.dropout(output[0] if several else output, probability, module.training)
+        return type(output)((dropped, *output[1:])) if several else dropped
 
     layers = next(module for module in model.base_model.modules() if isinstance(module, nn.ModuleList))
-    parts = [part for layer in layers for part in layer.children() if not is_norm_layer(part)]
+    parts = [part for layer in layers for part in _adding_to_the_stream(layer)]
     handles = [module.register_forward_hook(drop) for module in (model.get_input_embeddings(), *parts)]
     try:
         yield

@@ -25,7 +25,7 @@ from fairlm_utils.lm.models import STATE_BYTES, build_model, n_rows, physical_me
 from fairlm_utils.lm.processes import device, is_main_process, is_out_of_memory, n_processes
 from fairlm_utils.lm.token_loss import TokenSums, record_token_loss
 from fairlm_utils.lm.tokenization import TokenizedCorpus, blocks, n_ids
-from fairlm_utils.params import TrainingParams, epochs, time_scale
+from fairlm_utils.params import ParameterError, TrainingParams, epochs, time_scale
 
 CURVES = "learning_curves.safetensors"
 _COMPLETE = "complete.json"
@@ -173,7 +173,12 @@ class _Trainer(Trainer):
                 adam = partial(remedies.FrequencyAwareAdamW, model=model, row_scale=scale, lazy=lazy)
             elif p.optimizer == "muon":
                 adam = partial(remedies.MuonWithAdamW, model=model)
-            self.optimizer, self.lr_scheduler = optimizer_and_schedule(p, groups, adam)
+            try:
+                self.optimizer, self.lr_scheduler = optimizer_and_schedule(p, groups, adam)
+            except ValueError as error:  # of an architecture
+                raise ParameterError(
+                    f"optimizer: {p.optimizer} and {p.model!r} do not go together ({error})"
+                ) from error
         return self.optimizer
 
 
