@@ -86,6 +86,13 @@ def test_what_a_group_forgoes_is_against_the_choice_of_the_other_seeds(path):
     assert of_seed.set_index("seed").loc[0, "forgone"] == pytest.approx(0.2)
 
 
+def test_a_run_that_stands_twice_is_named(path):
+    table = pd.read_csv(path)
+    pd.concat([table, table[3:4]]).to_csv(path, index=False)
+    with pytest.raises(RunError, match="held-out stands twice"):
+        forgone.read(path)
+
+
 def test_a_rate_that_is_best_by_fewer_seeds_is_named(path):
     table = forgone.read(path)
     best = (table["learning_rate"] == 0.1) & (table["weight_decay"] == 0) & (table["seed"] == 2)

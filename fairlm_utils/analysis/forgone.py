@@ -37,9 +37,15 @@ def table(results: Results) -> pd.DataFrame:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """The table as it is committed, with columns cell and learning_rate from the variant. Raises RunError."""
+    """The table as it is committed, with columns cell and learning_rate from the variant.
+
+    Raises RunError if it cannot be read, or has a run twice.
+    """
     found = read_csv(Path(path), list(COLUMNS))
     named = comparisons.split_rate(found["variant"]).rename(columns={"name": "cell"})
+    key = ["model", "variant", "weight_decay", "seed", "split"]
+    if (twice := found[found.duplicated(key)]).size:
+        raise RunError(f"{path}: {', '.join(map(str, twice[key].iloc[0]))} stands twice; leave one of the rows")
     return found.drop(columns="variant").join(named)
 
 
