@@ -158,15 +158,18 @@ def test_a_cell_where_fewer_epochs_without_decay_do_better_is_named(path):
 
 def test_other_rates_without_decay_that_are_nearly_as_good_are_compared_too(path):
     table = forgone.read(path)
-    assert forgone.say_other_rates(table) == "No other rate without decay lies within 0.03 nats of the best."
+    assert forgone.say_other_rates(table)[0] == "No other rate without decay lies within 0.03 nats of the best."
     plain = table[(table["learning_rate"] == 0.1) & (table["weight_decay"] == 0)]
     tied = plain.assign(learning_rate=0.05, average=plain["average"] + 0.01, low=plain["low"] + 0.4)
-    said = forgone.say_other_rates(pd.concat([table, tied]))
+    (said,) = forgone.say_other_rates(pd.concat([table, tied]))
     assert (
         said.startswith("Against 1 other rates, without decay")
         and "the rare gain more in 1, least at 0.05 in 2M targets, 10 epochs" in said
     )
     assert "-0.500 nats against -0.300, difference -0.200 [-0.200, -0.200]" in said
+    decayed = table[(table["learning_rate"] == 0.1) & (table["weight_decay"] == 1)].assign(learning_rate=0.05)
+    _, said = forgone.say_other_rates(pd.concat([table, tied, decayed]))
+    assert said == "With λ chosen alone at those of them with decay (1) the rare change by -0.50 to -0.50."
 
 
 def test_what_decay_does_to_a_rate_is_told_from_what_it_does_to_rare_types(path):

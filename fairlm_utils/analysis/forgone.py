@@ -245,32 +245,40 @@ def _say_together(together: pd.DataFrame, confidence: float) -> list[str]:
     return lines
 
 
-def say_other_rates(frame: pd.DataFrame, confidence: float = 0.95, tolerance: float = 0.03) -> str:
-    """How far "the rare gain more" rests on the rate without decay that the choice is compared with, in one sentence.
+def say_other_rates(frame: pd.DataFrame, confidence: float = 0.95, tolerance: float = 0.03) -> list[str]:
+    """How far what rare types gain rests on the rate without decay that a choice is compared with: a sentence per way to choose.
 
     Of the cells of use from 10 epochs on, `frame` of `read`: the other rates whose mean held-out average at λ = 0 is at most
     `tolerance` nats above the best, over the seeds that both have.
     """
-    held, found = of_map(frame).query("split == 'held-out'"), []
+    held, together, alone = of_map(frame).query("split == 'held-out'"), [], []
     useful = of_map(choices(frame, jointly=True)).query("useful")
     for choice in useful[size_and_epochs(useful["cell"])["epochs"] >= 10].itertuples():
-        own = held[held["cell"] == choice.cell].set_index(["learning_rate", "weight_decay", "seed"])
-        own = own[["average", "low", "high"]].sort_index()
-        at = own.loc[(choice.learning_rate, choice.weight_decay)]
-        for rate in sorted(own.xs(0.0, level="weight_decay").index.unique("learning_rate")):
-            plain, best = own.loc[(rate, 0.0)], own.loc[(choice.base_rate, 0.0)]
-            if rate != choice.base_rate and (plain["average"] - best["average"]).mean() <= tolerance:
-                change = (at - plain).dropna()
-                found.append((choice.cell, rate, *change[["low", "high"]].mean(), change["low"] - change["high"]))
-    if not found:
-        return f"No other rate without decay lies within {tolerance:g} nats of the best."
-    more = sum(difference.mean() < 0 for *_, difference in found)
-    cell, rate, low, high, least = max(found, key=lambda row: row[-1].mean())
-    return (
-        f"Against {len(found)} other rates, without decay at most {tolerance:g} nats worse, the rare gain more in {more}, least at "
+        own = held[held["cell"] == choice.cell].set_index(["learning_rate", "weight_decay", "seed"]).sort_index()
+        losses = own["average"].unstack("seed")
+        for rate in losses.xs(0.0, level="weight_decay").index.drop(choice.base_rate):
+            if (losses.loc[(rate, 0.0)] - losses.loc[(choice.base_rate, 0.0)]).mean() > tolerance:
+                continue
+            at_rate = losses.xs(rate, level="learning_rate", drop_level=False)
+            plain = own.loc[(rate, 0.0)]
+            change = own.loc[(choice.learning_rate, choice.weight_decay), ["low", "high"]] - plain[["low", "high"]]
+            together.append((choice.cell, rate, *change.mean(), (change["low"] - change["high"]).dropna()))
+            if len(at_rate) > 1:
+                alone.append((own.loc[comparisons.best_setting(at_rate), "low"] - plain["low"]).mean())
+    if not together:
+        return [f"No other rate without decay lies within {tolerance:g} nats of the best."]
+    more = sum(difference.mean() < 0 for *_, difference in together)
+    cell, rate, low, high, least = max(together, key=lambda row: row[-1].mean())
+    said = [
+        f"Against {len(together)} other rates, without decay at most {tolerance:g} nats worse, the rare gain more in {more}, least at "
         f"{rate:g} in {cell}: {low:+.3f} nats against {high:+.3f}, difference "
         f"{sentences.interval(*scale.mean_and_interval(least, confidence))}."
-    )
+    ]
+    if alone:
+        said.append(
+            f"With λ chosen alone at those of them with decay ({len(alone)}) the rare change by {_range(pd.Series(alone))}."
+        )
+    return said
 
 
 def _by_class(cells: pd.DataFrame) -> list[pd.DataFrame]:
