@@ -237,7 +237,7 @@ class TrainingParams(TokenizationParams):
     steps: int = _param(400, "optimiser steps", ge=1)
     batch_size: int = _param(16, "blocks per step, over all devices, before accumulation", ge=1)
     gradient_accumulation_steps: int = _param(1, "batches summed into one step", ge=1)
-    window_steps: int = _param(36, "steps a window of the recorded learning curves", ge=1)
+    window_steps: int = _param(36, "steps per window of the recorded learning curves", ge=1)
     checkpoint_steps: int = _param(200, "steps between checkpoints, from which an interrupted run continues", ge=1)
     dtype: Literal["float32", "bfloat16"] = _param("float32", "bfloat16 is autocast over float32 parameters")
     torch_compile: Literal["none", "default", "reduce-overhead"] = _param(
@@ -311,7 +311,7 @@ class TrainingParams(TokenizationParams):
 class EvaluationParams(TrainingParams):
     """Parameters of `03_evaluation`."""
 
-    eval_batch_size: int = _param(64, "blocks a batch in evaluation, without effect on the results", ge=1)
+    eval_batch_size: int = _param(64, "blocks per batch in evaluation, without effect on the results", ge=1)
     max_evaluated_train_blocks: int = _param(
         0, "training blocks evaluated, the first of them, 0 takes all; n_v always counts all", ge=0
     )
@@ -398,7 +398,7 @@ class AuditParams(CorpusParams):
     low_frequency_percentile: float = _param(
         95.0, "types at or below this percentile of the counts are low-frequency", gt=0, lt=100
     )
-    eval_batch_size: int = _param(8, "blocks a batch; memory grows with this times context times vocabulary", ge=1)
+    eval_batch_size: int = _param(8, "blocks per batch; memory grows with this times context times vocabulary", ge=1)
     dtype: Literal["float32", "bfloat16"] = _param("float32", "bfloat16 is autocast over float32 parameters")
     device: Literal["auto", "cpu", "cuda"] = _param("auto", "auto takes a GPU if there is one")
     n_threads: int = _param(1, "CPU threads", ge=1, le=4096)

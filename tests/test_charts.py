@@ -160,7 +160,7 @@ ALL = {
     "in_context": charts.in_context(
         pd.DataFrame({"token": ["a", " rare"], "n_train": [9, 1], "loss": [np.nan, 2.0], "unigram": 3.0}), 1, chance=4.0
     ),
-    "hurt_tokens": charts.hurt_tokens(
+    "token_losses": charts.token_losses(
         pd.DataFrame({"token": ["a\n", "a\n"], "token_id": [1, 2], "n_train": 3, "loss": [2.0, 0.1], "accuracy": 0.5}),
         chance=1.5,
     ),
@@ -260,7 +260,7 @@ def test_the_line_of_chance_spans_each_panel_of_the_learning_curves():
         "learning_curves",
         "theory_loss",
         "theory_fit",
-        "hurt_tokens",
+        "token_losses",
         "floors",
         "effects",
     ],
@@ -363,7 +363,7 @@ def test_tokens_without_white_space_are_set_apart():
 
 
 def test_types_that_read_the_same_keep_a_bar_each():
-    spec = ALL["hurt_tokens"].to_dict()
+    spec = ALL["token_losses"].to_dict()
     bars, guess = spec["layer"]
     (drawn,), keys = spec["datasets"][guess["data"]["name"]], bars["encoding"]["y"]["sort"]
     assert len(set(keys)) == 2 and drawn == {"loss": 1.5}

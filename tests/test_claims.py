@@ -100,6 +100,20 @@ def test_accuracy_is_judged_beside_an_ideal_memoriser():
     )
 
 
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([True, True], "reproduced"),
+        ([True, False], "in part"),
+        ([False, False], "not reproduced"),
+        ([True, None], "no verdict"),
+        ([False, None], "no verdict"),
+    ],
+)
+def test_a_part_that_is_undecided_leaves_the_verdict_open(parts, said):
+    assert claims._verdict(3, parts)[0] == said
+
+
 def test_an_interval_that_holds_everything_bears_no_verdict():
     wild = like_the_paper(slope=0.0, slopes_of_seeds=(-0.5, 0.8))
     assert [verdicts(wild)[c] for c in (BALANCED, RATIO, FIGURE_1)] == ["no verdict"] * 3

@@ -149,11 +149,11 @@ def test_a_cell_where_fewer_epochs_without_decay_do_better_is_named(path):
     three = pd.concat([table, shorter, another])
     *_, idle, _ = forgone.say(*(forgone.by_seed(three, jointly) for jointly in (False, True)))
     assert idle.endswith(
-        "still; against the best epochs without decay the others' are -0.10 to -0.10 and -0.30 to -0.30."
+        "still; in the others, against the best number of epochs without decay, the changes are -0.10 to -0.10 and -0.30 to -0.30."
     )
     better = longer.assign(cell="2M targets, 3 epochs", average=longer["average"] - 0.2, low=longer["low"] - 0.05)
     *_, idle, _ = forgone.say(*(forgone.by_seed(pd.concat([table, better]), jointly) for jointly in (False, True)))
-    assert idle.startswith("In 0 of the 1 ") and idle.endswith("the others' are -0.05 to -0.05 and -0.30 to -0.30.")
+    assert idle.startswith("In 0 of the 1 ") and idle.endswith("the changes are -0.05 to -0.05 and -0.30 to -0.30.")
 
 
 def test_other_rates_without_decay_that_are_nearly_as_good_are_compared_too(path):
@@ -169,7 +169,10 @@ def test_other_rates_without_decay_that_are_nearly_as_good_are_compared_too(path
     assert "-0.500 nats against -0.300, difference -0.200 [-0.200, -0.200]" in said
     decayed = table[(table["learning_rate"] == 0.1) & (table["weight_decay"] == 1)].assign(learning_rate=0.05)
     _, said = forgone.say_other_rates(pd.concat([table, tied, decayed]))
-    assert said == "With λ chosen alone at those of them with decay (1) the rare change by -0.50 to -0.50."
+    assert (
+        said
+        == "At those of them that were run with decay (1) λ chosen alone changes the loss of rare types by -0.50 to -0.50."
+    )
 
 
 def test_what_decay_does_to_a_rate_is_told_from_what_it_does_to_rare_types(path):

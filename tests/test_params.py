@@ -82,6 +82,7 @@ def test_identity_leaves_out_what_does_not_change_results():
         {"runs_dir": "elsewhere", "experiment": "x", "checkpoint_steps": 7, "eval_batch_size": 3}
     )
     assert base.run_id() == same.run_id() == TrainingParams.check({}).run_id()
+    assert base.run_id() == "qwen2-tiny-wd0.3-seed0-5fbce8cf"  # another name would train all finished runs again
     assert base.run_id() != EvaluationParams.check({"adam_beta2": 0.95}).run_id()
 
 

@@ -170,14 +170,15 @@ def test_what_is_said_of_remedies_is_what_their_table_says():
         f"{table.loc[low, 'p_holm']:.2g}) and the average by {changes[low][0]}, at the cost of high-frequency types, {paid}; without "
         f"row decay they do as much. {best} has the lowest average, {changes[best][0]} (Holm-corrected p = "
         f"{table.loc[best, 'p_holm_average']:.2g}), and theirs changes by {changes[best][1]} "
-        f"({table.loc[best, 'p_holm']:.2g}); of which parameters or rows decay one alone changes theirs beyond seeds, no embedding: "
+        f"({table.loc[best, 'p_holm']:.2g}); of which parameters or rows decay one alone changes theirs beyond seed-to-seed variation, "
+        "no embedding: "
         f"{changes['no embedding'][1]} ({table.loc['no embedding', 'p_holm']:.2g}), and the average by {changes['no embedding'][0]} "
         f"({table.loc['no embedding', 'p_holm_average']:.2g})."
     ) in RESULTS
     stays, *elsewhere = tradeoffs.say_elsewhere(pd.read_csv(ROOT / "results" / "remedies-regime" / "no_embedding.csv"))
     found = stays.removeprefix("Both fall beyond seed-to-seed variation ").removesuffix(" cells")
     assert f"To decay all but the embedding, which alone lowers both there, does so {found} other cells." in text
-    assert f"It does not stay: both fall beyond seeds {found} other cells" in RESULTS
+    assert f"It does not stay: both fall beyond seed-to-seed variation {found} other cells" in RESULTS
     for line in elsewhere:
         average, low = re.findall(r"by (\S+) nats (\[\S+ \S+\])", line)[:2]
         assert f"{' '.join(average)} and {' '.join(low)}".replace("-", "−") in RESULTS
@@ -302,11 +303,11 @@ def of_tokenizers_row() -> str:
     )
     return (
         "held-out words choose λ = 0.3 under both trained ones and change those of a count of 1–2 by "
-        f"{rare[0]} nats with 4,101 types and by {rare[1]} with 16,389, the second beyond seeds, where words of 27–80 pay "
+        f"{rare[0]} nats with 4,101 types and by {rare[1]} with 16,389, the second beyond seed-to-seed variation, where words of 27–80 pay "
         f"{interval(*seldom[['change', 'low', 'high']])}; under GPT-2's they choose no decay, and "
         "λ = 0.3, the smallest tried, changes all words by "
-        f"{interval(*every[['change', 'low', 'high']])}. Loss a word {losses[0]}, {losses[2]} and {losses[1]}. Each rate is better at "
-        "λ = 0 than a smaller and a larger one, but with 4,101 types not by what seeds differ by: at 0.001 "
+        f"{interval(*every[['change', 'low', 'high']])}. Loss per word {losses[0]}, {losses[2]} and {losses[1]}. Each rate is better at "
+        "λ = 0 than a smaller and a larger one, but with 4,101 types within seed-to-seed variation: at 0.001 "
         f"({tied[1].split()[0]} nats against {kept[1].split()[0]}) λ = {tied[3]} makes words of a count of 1–2 pay, {tied[5]}, and changes "
         f"all words by {tied[6]} ("
     )

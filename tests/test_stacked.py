@@ -14,7 +14,7 @@ from fairlm_utils import files, identity
 from fairlm_utils.__main__ import main
 from fairlm_utils.experiment import runs, stacked
 from fairlm_utils.lm.models import load_model
-from fairlm_utils.params import EvaluationParams, ParameterError
+from fairlm_utils.params import EvaluationParams, ParameterError, TrainingParams
 
 OWN = [
     {"seed": 0, "weight_decay": 0.0},
@@ -51,7 +51,10 @@ def test_a_stack_writes_what_each_run_alone_would(shared_runs, dtype, model, wit
             exact = [c for c in a if c.startswith(("n_", "bin", "unigram", "floor", "split", "step", "chance"))]
             pd.testing.assert_frame_equal(a[exact], b[exact])
             assert len(losses) >= 1 and (a[losses] - b[losses]).abs().max(axis=None) < within
-        assert load_model(there / "model").state_dict().keys() == load_model(here / "model").state_dict().keys()
+        a, b = (load_model(folder / "model").state_dict() for folder in (there, here))
+        assert a.keys() == b.keys()
+        for name, weight in a.items():
+            torch.testing.assert_close(weight, b[name], atol=within, rtol=0)
 
 
 def test_stacks_hold_runs_that_differ_in_what_may(shared_runs):
@@ -95,6 +98,19 @@ def test_a_window_that_holds_the_block_is_stacked(shared_runs, tmp_path):
     (p,) = points(shared_runs, experiment="windowed", model=str(file))[:1]
     with ThreadPoolExecutor(1) as pool:
         assert len(stacked.train([p], pool)) == 1
+
+
+def test_every_setting_of_training_is_one_that_a_stack_honours_or_refuses():
+    """A new one belongs on this list, or on `PLAIN`, without which a stack would leave it out in silence."""
+    honoured = {
+        "adam_beta1", "adam_beta2", "adam_epsilon", "batch_size", "bos", "context", "corpus", "data_seed", "dtype",
+        "heldout_fraction", "lowercase", "lr_schedule", "max_documents", "max_grad_norm", "max_heldout_blocks", "max_train_blocks",
+        "model", "packing", "pre_tokenizer", "steps", "text_column", "tokenizer", "txt_documents", "vocab_size", "warmup_steps",
+        "window_steps",
+    }  # fmt: skip
+    of_plain = {"frequency_exponent"}  # acts with embedding_decay alone
+    elsewhere = {"n_threads", *TrainingParams.NOT_IN_RUN_ID}
+    assert {*TrainingParams.model_fields} == {*stacked.OWN, *stacked.PLAIN} | honoured | of_plain | elsewhere
 
 
 def test_a_tied_prediction_is_not_correct():

@@ -125,8 +125,6 @@ def test_no_remedy_is_recommended_where_none_is_needed_helps_or_can():
     said = tradeoffs.say_remedies(slight)
     assert not slight["recommended"].any() and said.startswith("no remedy is needed here: plain decay lowers")
     assert "-2.000 nats" in said and "of the 1 of 3 variants" in said and "nearest, slight: -0.020 nats" in said
-    # uncorrected, the slight gain would have counted
-    assert slight.set_index("variant").loc["slight", "heldout_low_frequency_high"] > 0 or slight["p_holm"].min() < 0.05
     harmful = tradeoffs.say_remedies(tradeoffs.judge_remedies(remedies(**{"no decay": (1.0, -2.0)})))
     assert harmful.startswith("no remedy helps here: plain decay raises") and "+2.000 nats" in harmful
     moot = tradeoffs.judge_remedies(remedies(**{"no decay": (0.0, 2.0)}, better=(0.0, -0.6)))

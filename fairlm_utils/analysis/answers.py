@@ -196,7 +196,7 @@ def against_reference(a: Audit) -> list[str]:
         parts = []
         for name, said in (("all", "all"), ("low", "low-frequency"), ("high", "high-frequency")):
             if (row := rows.loc[name])["n"]:
-                sure = "" if not row["from"] <= 0 <= row["to"] else ", within what blocks differ by"
+                sure = "" if not row["from"] <= 0 <= row["to"] else ", within block-to-block variation"
                 parts.append(f"{said} {unit}s {row['difference']:+.3f} ({row['from']:+.3f} to {row['to']:+.3f}{sure})")
         lines.append(f"{a.label} against {against}, nats per {unit} over occurrences, by blocks: {'; '.join(parts)}")
     return lines

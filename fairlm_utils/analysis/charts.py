@@ -949,7 +949,7 @@ def _running_text(
     return alt.layer(boxes, *drawn).properties(width=(columns + 2) * 6.65, height=alt.Step(20))
 
 
-def hurt_tokens(frame: pd.DataFrame, chance: float) -> alt.LayerChart | alt.FacetChart:
+def token_losses(frame: pd.DataFrame, chance: float) -> alt.LayerChart | alt.FacetChart:
     """Loss (x, nats) of single token types (y), in the order given, beside `chance`. Columns token, token_id, n_train, loss."""
     names = [f"{t!r} · {n:,}×" for t, n in zip(frame["token"], frame["n_train"], strict=True)]
     keys = [f"{i}\n{name}" for i, name in zip(frame["token_id"], names, strict=True)]  # types may share a name
@@ -968,7 +968,7 @@ def hurt_tokens(frame: pd.DataFrame, chance: float) -> alt.LayerChart | alt.Face
         width=1.6 * WIDTH,
         height=alt.Step(17),
         title="Loss of single token types",
-        description="Bars of the loss of the most and the least hurt token types, with their training counts",
+        description="Bars of the highest and the lowest losses of single token types, with their training counts",
     )
 
 

@@ -105,7 +105,7 @@ def _paper_rises() -> list[float]:
 def beside_paper(totals: pd.DataFrame) -> pd.DataFrame:
     """Table 1 side by side: ours on training text (`mean ± sd` over seeds) and the paper's public numbers, by λ.
 
-    A column a measure and source, losses also as their excess over each one's floor (nats), which is what compares; empty
+    A column per measure and source, losses also as their excess over each one's floor (nats), which is what compares; empty
     where the paper's number is not public.
     """
     training = totals[totals["split"] == "training"]
@@ -273,7 +273,7 @@ def _verdict(n_seeds: int, parts: Sequence[bool | None], reason: str = "") -> tu
         return NOT_COVERED, ""
     if reason:
         return NOT_COMPARABLE, reason
-    if None in parts and True not in parts:
+    if None in parts:
         return NO_VERDICT, "the interval over seeds holds both outcomes" if n_seeds > 1 else "one seed has no interval"
     return REPRODUCED if all(parts) else IN_PART if any(parts) else NOT, ""
 

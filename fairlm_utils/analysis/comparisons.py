@@ -153,7 +153,7 @@ def mean_interval(frame: pd.DataFrame, value: str, confidence: float = 0.95) -> 
 
 
 def say_changes(changes: pd.DataFrame, group: str, value: str = "loss", unit: str = " nats") -> list[str]:
-    """One sentence per text: how many groups of `paired` changes fall or rise beyond seeds, and the largest of each."""
+    """One sentence per text: how many groups of `paired` changes fall or rise beyond seed-to-seed variation, and the largest of each."""
     groups = {"frequency_class": "classes"}.get(group, f"{group}s")
     lines = []
     for split, own in changes.groupby("split", sort=False):
@@ -263,12 +263,13 @@ def findings(changes: pd.DataFrame, slopes: pd.DataFrame, weight_decay: float, c
         lines.append(
             f"{row.regime}, {row.split} text, λ 0 → {at:g}: {' and '.join(said)}; low-frequency types {faster} high-frequency "
             f"ones (slopes {row.low:+.3f} and {row.high:+.3f}, p = {row.p_value:.2g}, Holm-corrected "
-            f"{row.p_holm:.2g}, {row.n_seeds} seeds); smallest λ with a change beyond seeds: {'none' if np.isnan(first) else f'{first:g}'}"
+            f"{row.p_holm:.2g}, {row.n_seeds} seeds); smallest λ with a change beyond seed-to-seed variation: "
+            f"{'none' if np.isnan(first) else f'{first:g}'}"
         )
     return lines
 
 
 def _direction(change: pd.Series) -> str:
     verb = "lose" if change["mean"] > 0 else "gain"
-    sure = "" if change["low"] * change["high"] > 0 else ", within what seeds differ by"
+    sure = "" if change["low"] * change["high"] > 0 else ", within seed-to-seed variation"
     return f"{verb} {abs(change['mean']):.3f} nats ({change['low']:+.3f} to {change['high']:+.3f}{sure})"

@@ -238,7 +238,7 @@ def _say_together(together: pd.DataFrame, confidence: float) -> list[str]:
             pd.Series([(held.loc[(g, c), "loss"] - base.loc[(g, without[c])]).mean() for c in without.index[~idle]])
             for g in ("low", "high")
         ]
-        best = f"; against the best epochs without decay the others' are {_range(rest[0])} and {_range(rest[1])}"
+        best = f"; in the others, against the best number of epochs without decay, the changes are {_range(rest[0])} and {_range(rest[1])}"
         lines.append(
             f"In {idle.sum()} of the {len(low)} fewer epochs without decay do better still{'' if idle.all() else best}."
         )
@@ -276,7 +276,8 @@ def say_other_rates(frame: pd.DataFrame, confidence: float = 0.95, tolerance: fl
     ]
     if alone:
         said.append(
-            f"With λ chosen alone at those of them with decay ({len(alone)}) the rare change by {_range(pd.Series(alone))}."
+            f"At those of them that were run with decay ({len(alone)}) λ chosen alone changes the loss of rare types by "
+            f"{_range(pd.Series(alone))}."
         )
     return said
 

@@ -164,7 +164,7 @@ def fit_bend(n_train: ArrayLike, added: ArrayLike, n_types: ArrayLike) -> dict[s
 def slopes(results: Results) -> pd.DataFrame:
     """`fit_slope` of every λ > 0 and seed: keys, slope, r_squared, n_bins, and the below and beyond of `fit_bend`.
 
-    A fit that is refused has no numbers; where only the bend is, both of its slopes are the one.
+    A fit that is refused has NaN for slope and R²; where only the bend is, both of its slopes are the one.
     """
     added = added_loss(results)
     keys = [k for k in (*GROUP, "seed") if k in added]
@@ -185,7 +185,7 @@ def slopes(results: Results) -> pd.DataFrame:
 def local_slopes(results: Results, confidence: float = 0.95) -> pd.DataFrame:
     """Slopes −Δ log Δℓ / Δ log n between neighbouring bins, mean over seeds with interval: where the power law holds.
 
-    A row a pair of bins, named by the lower one; columns of `metrics.over_seeds`, and `flat`: the interval lies below the
+    A row per pair of bins, named by the lower one; columns of `metrics.over_seeds`, and `flat`: the interval lies below the
     slope fitted to all bins. Pairs with a bin that gained no loss in some seed are left out.
     """
     added = added_loss(results).sort_values("bin_low", kind="stable")

@@ -3,7 +3,7 @@
 n_v is the training count of a token type.
 
 Directions and differences are those that 95 % Student-t intervals over seeds leave no doubt of ("does not
-move beyond seeds" and "as much as" are the rest); with one seed those of the values.
+move beyond seed-to-seed variation" and "not reliably more or less than" are the rest); with one seed those of the values.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from fairlm_utils.analysis import claims, metrics, scale
 
 #: What to call the loss of the two frequency classes.
 CLASSES = {"low": "the loss of rare types", "high": "that of frequent ones"}
-_MOVES = {-1: "falls", 0: "does not move beyond seeds", 1: "rises"}
-_MORE = {-1: "less than", 0: "as much as", 1: "more than"}
+_MOVES = {-1: "falls", 0: "does not move beyond seed-to-seed variation", 1: "rises"}
+_MORE = {-1: "less than", 0: "not reliably more or less than", 1: "more than"}
 
 
 def show(*sentences: str) -> None:
@@ -67,7 +67,7 @@ def contrast(
         a, b = (own[own[group] == name].set_index("seed")["difference"] for name in names)
         does, also = _MOVES[_sign(a)], _MOVES[_sign(b)]
         if does == also == _MOVES[0]:
-            said = f"neither {one} nor {other} moves beyond seeds"
+            said = f"neither {one} nor {other} moves beyond seed-to-seed variation"
         elif does != also:
             said = f"{one} {does} and {other} {also}"
         else:

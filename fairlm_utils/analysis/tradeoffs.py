@@ -26,7 +26,6 @@ MEASURES = {
     "heldout_rarest": "held-out loss of the rarest types",
     "heldout_low_frequency": "held-out loss of low-frequency types",
     "heldout_high_frequency": "held-out loss of high-frequency types",
-    "heldout_word": "held-out loss per word",
     "heldout_ece": "held-out calibration error",
     "train_average": "training average loss",
     "train_balanced": "training token-balanced loss",
@@ -63,7 +62,7 @@ def remedy_numbers(results: Results) -> pd.DataFrame:
     """What every remedy is judged on, one row per variant and seed: the columns of `MEASURES`, in nats, and the error in [0, 1].
 
     The rarest types are those of `rarest_bins`; the expected calibration error is that over all targets of the held-out
-    text. `heldout_word` is for the caller to add: under one tokenizer the loss per word is the average loss times the tokens per word.
+    text. The loss per word has no column: under one tokenizer it is the average loss times the tokens per word.
     Raises RunError if a variant has several runs of a seed.
     """
     index = ["variant", "seed"]
@@ -154,8 +153,9 @@ def say_remedies(judged: pd.DataFrame) -> str:
     )
     if none["heldout_low_frequency_high"] < 0:
         return f"no remedy helps here: plain decay raises the held-out loss of low-frequency types {without}, {rest}"
-    verb = "lowers" if none["heldout_low_frequency_low"] > 0 else "does not raise"
-    return f"no remedy is needed here: plain decay {verb} the held-out loss of low-frequency types {without}, {rest}"
+    verb = "lowers" if none["heldout_low_frequency_low"] > 0 else "does not reliably raise"
+    head = "no remedy is needed here" if verb == "lowers" else "no need of a remedy is shown"
+    return f"{head}: plain decay {verb} the held-out loss of low-frequency types {without}, {rest}"
 
 
 def say_other_rates(results: Results, numbers: pd.DataFrame, confidence: float = 0.95) -> list[str]:

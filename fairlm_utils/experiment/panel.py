@@ -3,7 +3,7 @@
 python -m fairlm_utils pack params/paper/openelm-270m-imdb.yaml build/panel
 cd build/panel && python -m fairlm_utils panel params/paper/openelm-270m-imdb.yaml --minutes 9
 
-A panel is an experiment file at λ = 0 and λ = 1 with the first seed, unless `-p` sets others. `run` ends with status 0
+A panel is an experiment file at λ = 0 and λ = 1 with the first seed, unless `-p` sets others. `panel` ends with status 0
 when the panel is finished, 75 when time is up and the same command goes on from a checkpoint, 2 after an error.
 """
 
@@ -135,7 +135,7 @@ def run(points: Sequence[EvaluationParams], deadline: float) -> bool:
 
 
 def compared(totals: pd.DataFrame, panel: str, predictions: Path) -> str:
-    """One sentence: what the largest λ adds to the training losses of the least, and their ratio beside the predicted one.
+    """One sentence: how the training losses change from the smallest λ to the largest, and their ratio beside the predicted one.
 
     `totals` is an experiment's table of that name, means over its seeds are taken; `predictions` a CSV file that may be missing.
     """

@@ -1,7 +1,7 @@
 """OpenELM (Mehta et al., arXiv 2404.14619) as a transformers model, with the published checkpoints' fields and tensor names.
 
 A pre-norm decoder whose width varies with depth: attention heads and feed-forward width of each layer follow a linear
-schedule of multipliers. Queries and keys are normalised a head before RoPE, key-value heads are shared by groups of
+schedule of multipliers. Queries and keys are normalised per head before RoPE, key-value heads are shared by groups of
 query heads, and the output layer is the embedding. Importing this module registers it with the Auto classes, so that
 published checkpoints load without remote code.
 """

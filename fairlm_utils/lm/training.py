@@ -335,7 +335,7 @@ def derived_quantities(p: TrainingParams, model: PreTrainedModel, data: Blocks) 
     n_train = target_counts(data.labels.numpy(), n_rows(model))
     rows = {
         "training blocks": len(data),
-        "targets per step": p.batch_size * p.gradient_accumulation_steps * (p.context - 1),
+        "targets per step": n_train.sum() / len(data) * p.batch_size * p.gradient_accumulation_steps,
         "epochs": n_epochs,
         "targets per token type that occurs": n_train.sum() / np.count_nonzero(n_train),
         "parameters": model.num_parameters(),
