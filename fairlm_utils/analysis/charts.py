@@ -264,7 +264,7 @@ def regime_map(cells: pd.DataFrame, value: str, panel: str, title: str, subtitle
         .mark_rect(stroke="#bbbbbb")
         .encode(color=alt.condition("datum.useful", colour, alt.value("#dddddd")))
     )
-    dark = f"datum.useful && abs(datum['{value}']) > {0.6 * most}"
+    dark = f"datum.useful && abs(datum['{value}']) > {0.7 * most}"
     ink = alt.condition(dark, alt.value("#ffffff"), alt.value("#202020"))
     numbers = base.mark_text(fontSize=13, dy=-5).encode(text="said:N", color=ink)
     chosen = base.mark_text(fontSize=10, dy=10).encode(text="chosen:N", color=ink)
