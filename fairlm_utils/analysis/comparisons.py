@@ -55,9 +55,9 @@ def best_setting(losses: pd.DataFrame) -> Any:
 def rates(results: Results) -> pd.DataFrame:
     """The learning rates tried of each setting: one row per variant "NAME, lr RATE", held-out average losses (nats), means over seeds.
 
-    Columns: variant, name, learning_rate, loss and sd (at λ = 0), kept (the `best_setting` of its name at
-    λ = 0), best_weight_decay and best_loss (the lowest over λ at that rate). Raises RunError for
-    variants of other names, and for rates of a name without a seed in common.
+    Columns: variant, name, learning_rate, loss and sd (at λ = 0), kept (the `best_setting` of its name at λ = 0),
+    best_weight_decay and best_loss (the lowest over λ at that rate). Raises RunError for variants of other names, and for
+    rates of a name without a seed in common.
     """
     held = results.totals[results.totals["split"] == "held-out"]
     losses = held.groupby(["variant", "weight_decay"], sort=False)["average_loss"]

@@ -14,8 +14,10 @@ from fairlm_utils.analysis import comparisons, scale, sentences
 from fairlm_utils.analysis.results import Results, read_csv
 from fairlm_utils.files import RunError
 
+#: Columns that name a row of the table, a run and a text.
+KEY = ["model", "variant", "weight_decay", "seed", "split"]
 #: Columns of the table before those of the bins, losses in nats: `low` and `high` are means over types of each class.
-COLUMNS = ("model", "variant", "weight_decay", "seed", "split", "unigram", "average", "balanced", "low", "high")
+COLUMNS = (*KEY, "unigram", "average", "balanced", "low", "high")
 #: A model of use lies below the unigram by this on held-out text, in nats: less is noise of what frequency alone predicts.
 USEFUL = 0.3
 _NO_MODEL = "No model is of use on this map"
@@ -27,13 +29,12 @@ _CHANGE = ["change", "change_low", "change_high"]
 
 def table(results: Results) -> pd.DataFrame:
     """The losses of every run of an experiment on the map, COLUMNS and one column per bin of the training count."""
-    key = ["model", "variant", "weight_decay", "seed", "split"]
     names = {"average_unigram": "unigram", "average_loss": "average", "token_balanced_loss": "balanced"}
-    totals = results.totals.rename(columns=names)[[*key, *names.values()]]
-    classes = results.classes.pivot(index=key, columns="frequency_class", values="loss")[["low", "high"]]
-    bins = results.bins.pivot(index=key, columns="bin", values="loss")
+    totals = results.totals.rename(columns=names)[[*KEY, *names.values()]]
+    classes = results.classes.pivot(index=KEY, columns="frequency_class", values="loss")[["low", "high"]]
+    bins = results.bins.pivot(index=KEY, columns="bin", values="loss")
     bins = bins[results.bins.sort_values("bin_low")["bin"].unique()]
-    return totals.join(classes, on=key).join(bins, on=key).round(4)
+    return totals.join(classes, on=KEY).join(bins, on=KEY).round(4)
 
 
 def read(path: str | Path) -> pd.DataFrame:
@@ -43,9 +44,8 @@ def read(path: str | Path) -> pd.DataFrame:
     """
     found = read_csv(Path(path), list(COLUMNS))
     named = comparisons.split_rate(found["variant"]).rename(columns={"name": "cell"})
-    key = ["model", "variant", "weight_decay", "seed", "split"]
-    if (twice := found[found.duplicated(key)]).size:
-        raise RunError(f"{path}: {', '.join(map(str, twice[key].iloc[0]))} stands twice; leave one of the rows")
+    if (twice := found[found.duplicated(KEY)]).size:
+        raise RunError(f"{path}: {', '.join(map(str, twice[KEY].iloc[0]))} stands twice; leave one of the rows")
     return found.drop(columns="variant").join(named)
 
 
@@ -84,11 +84,11 @@ def choices(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
 def by_seed(frame: pd.DataFrame, jointly: bool = False) -> pd.DataFrame:
     """Per model, cell, text, group of types and seed, at what the held-out average chooses, see `choices` (columns kept).
 
-    `loss` is there; `change` is it less that of λ = 0 at the rate best there: below 0 the group gains. `forgone` is the loss less that
-    at the λ (`jointly`, rate and λ) that is best for the group on the same text (nats). A seed's own loss takes no part in
-    that choice, which the other seeds make: else the best of several would look better than it is, and nothing could be
-    forgone less than 0. `own_weight_decay` is the group's choice by all seeds. Raises RunError if the best rate at λ = 0 lacks
-    a seed of the choice.
+    `loss` is the group's loss there, `change` that less the loss of λ = 0 at the rate best there (below 0 the group gains),
+    `forgone` that less the loss at the λ (`jointly`, rate and λ) that is best for the group on the same text (nats). A seed's
+    own loss takes no part in that choice, which the other seeds make: else the best of several would look better than it is,
+    and nothing could be forgone less than 0. `own_weight_decay` is the group's choice by all seeds. Raises RunError if the best
+    rate at λ = 0 lacks a seed of the choice.
     """
     rows, settings = [], choices(frame, jointly)
     for choice in settings.to_dict("records"):
@@ -317,7 +317,7 @@ def say_own_rate(frame: pd.DataFrame, cell: str, learning_rate: float, weight_de
             f"best_cell: the map has no run of {cell!r} at rate {learning_rate:g} and λ = {weight_decay:g}, where best_results has "
             "its lowest loss; name the cell of these results"
         )
-    base_rate = means.xs(0.0, level="weight_decay")["average"].idxmin()
+    base_rate = choices(own)["base_rate"].item()
     at = means.loc[(learning_rate, weight_decay), "low"]
     here, best = (means.loc[(rate, 0.0), "low"] - at for rate in (learning_rate, base_rate))
     return (
@@ -379,15 +379,19 @@ def say_place(table: pd.DataFrame, label: str, average_gain: float, share: float
 WIDTHS, PAPER_WIDTH = {"qwen2-tiny": 128, "qwen2-tiny-wide": 256, "qwen2-tiny-wider": 512}, 1280
 
 
+def _on_widths(seeds: pd.DataFrame) -> pd.DataFrame:
+    """The rows of low-frequency types on held-out text of the models in `WIDTHS`, in the cells that the wider ones have."""
+    low = seeds[seeds["model"].isin(WIDTHS) & (seeds["split"] == "held-out") & (seeds["group"] == "low")]
+    return low[low["cell"].isin(low[low["model"] != "qwen2-tiny"]["cell"])]
+
+
 def by_width(seeds: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Held-out change and forgone loss of low-frequency types against width: slope per doubling and value at PAPER_WIDTH.
 
     One least-squares line per seed in log2 of the width, a row per quantity: slope and predicted (nats), each with its
     Student t interval over seeds. Three widths of one depth: a line, whatever the truth is.
     """
-    low = seeds[seeds["model"].isin(WIDTHS) & (seeds["split"] == "held-out") & (seeds["group"] == "low")]
-    low = low[low["cell"].isin(low[low["model"] != "qwen2-tiny"]["cell"])]
-    rows = []
+    low, rows = _on_widths(seeds), []
     for name in ("change", "forgone"):
         lines = []
         for _, own in low.groupby("seed"):
@@ -405,20 +409,23 @@ def say_width(seeds: pd.DataFrame, confidence: float = 0.95) -> str:
     row = by_width(seeds, confidence).set_index("quantity").loc["change"]
     beyond = np.log2(PAPER_WIDTH / max(WIDTHS.values()))
     sign = "grows" if row["slope_high"] < 0 else "shrinks" if row["slope_low"] > 0 else "does not reliably change"
-    cells = seeds.loc[seeds["model"].isin(WIDTHS) & (seeds["model"] != "qwen2-tiny"), "cell"]
-    models = seeds[seeds["cell"].isin(cells)].drop_duplicates("model").set_index("model").loc[list(WIDTHS)]
+    low = _on_widths(seeds)
+    models = low.drop_duplicates("model").set_index("model").loc[list(WIDTHS)]
     bases, edge = models["base"], list(models.index[~models["bracketed"]])
-    low = seeds[seeds["cell"].isin(cells) & (seeds["split"] == "held-out") & (seeds["group"] == "low")]
     changes = low.groupby("model")["change"].mean().loc[list(WIDTHS)]
     in_order = changes.is_monotonic_increasing or changes.is_monotonic_decreasing
-    order = "" if in_order else ", in no order of width, so that a line through them rests on the last"
+    order = (
+        ". By a line through them"
+        if in_order
+        else ", in no order of width, so that a line through them rests on the last. By that line"
+    )
     worse = " more" if bases.is_monotonic_increasing else ""
     rates = "each at a rate better than a smaller and a larger one"
     if edge:
         rates = f"each at the best rate tried, for {' and '.join(edge)} the smallest or largest: part of this may be their rates"
     return (
         f"At widths of {', '.join(map(str, WIDTHS.values()))} the held-out loss of low-frequency types changes from λ = 0 by "
-        f"{', '.join(f'{c:+.3f}' for c in changes)} nats{order}. By that line what they gain {sign} with width: {row['slope']:+.3f} "
+        f"{', '.join(f'{c:+.3f}' for c in changes)} nats{order} what they gain {sign} with width: {row['slope']:+.3f} "
         f"nats of loss per doubling [{row['slope_low']:+.3f}, {row['slope_high']:+.3f} over seeds]; at OpenELM-270M's width of "
         f"{PAPER_WIDTH:,}, {beyond:.1f} doublings beyond what was run, it says {row['predicted']:+.2f} [{row['predicted_low']:+.2f}, "
         f"{row['predicted_high']:+.2f}]. Without decay the wider models lose{worse} on average ({', '.join(f'{b:.3f}' for b in bases)} "

@@ -25,9 +25,9 @@ from fairlm_utils.files import PROJECT, RunError
 #: Effects of λ told apart by what it changes, `effects`; the control's is named by its comparison with the tuned rate.
 REALLOCATION, ADDED_BY_COUNT, ADDED_ALIKE = "re-allocation", "added loss by count", "added loss in all types alike"
 HELP, UNDECIDED = "lower loss", "undecided"
-#: The panel whose losses the paper printed, and the factor that an interval spans at most if it says something.
 #: Rank correlation of slope and size below which the slope is said to tend to fall: a word, not a test, for rungs are few.
-TENDS = -0.5
+_TENDS = -0.5
+#: The panel whose losses the paper printed, and the factor that an interval spans at most if it says something.
 _PUBLISHED, _WIDE = "openelm-270m-imdb", 2.0
 _bracket = partial(sentences.interval, form="{:.2f}")
 
@@ -209,27 +209,28 @@ def say_by_size(sizes: pd.DataFrame, counts: pd.DataFrame) -> str:
     """Whether the slope below the bend falls with size, and the ratio on the panel's `counts` (n_train, n_types) if it goes on to 0."""
     flat = scale.bent_ratio(counts["n_train"], 0.0, sizes["beyond"].mean(), counts["n_types"])
     small, large = sizes.iloc[0], sizes.iloc[-1]
-    p = stats.spearmanr(sizes["n_targets"], sizes["below"]).pvalue
+    rank, p = _trend(sizes)
     unfinished = "" if large["memorised"] else ", not memorised"
     paper = paper_ratio()[0]
     same = "tends to weaken with size" if _falls(sizes) else "is not seen to weaken with size"
     return (
         f"The law {same}. Below a count of {scale.BEND} its slope goes from {small['below']:.2f} at "
         f"{small['n_targets']:,} targets to {large['below']:.2f} at {large['n_targets']:,}{unfinished} (rank correlation with the number "
-        f"of targets {_rank(sizes):+.2f} over {len(sizes)} rungs, {'' if p < 0.05 else 'not '}significant, p = {p:.2f}); beyond, it "
+        f"of targets {rank:+.2f} over {len(sizes)} rungs, {'' if p < 0.05 else 'not '}significant, p = {p:.2f}); beyond, it "
         f"lies between {sizes['beyond'].min():.2f} and {sizes['beyond'].max():.2f}. If it were 0 below at the paper's size, its "
         f"counts would give a ratio of {flat:.1f}, and the paper's {paper:.1f} would need {'more' if flat < paper else 'no more'} "
         "than counts."
     )
 
 
-def _rank(sizes: pd.DataFrame) -> float:
-    """Rank correlation of the slope below the bend with the number of targets (`by_size`)."""
-    return float(stats.spearmanr(sizes["n_targets"], sizes["below"]).statistic)
+def _trend(sizes: pd.DataFrame) -> tuple[float, float]:
+    """Rank correlation of the slope below the bend with the number of targets (`by_size`), and its p-value."""
+    found = stats.spearmanr(sizes["n_targets"], sizes["below"])
+    return float(found.statistic), float(found.pvalue)
 
 
 def _falls(sizes: pd.DataFrame) -> bool:
-    return _rank(sizes) < TENDS
+    return _trend(sizes)[0] < _TENDS
 
 
 def left_out(slopes: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:

@@ -47,9 +47,8 @@ def parameter_counts(config: PreTrainedConfig) -> tuple[int, int]:
     """Parameters of a model, and those of them that multiply activations (all but norms, biases and look-ups), tied ones once."""
     model = meta_model(config)
     matrices = sum(p.numel() for p in model.parameters() if p.dim() >= 2)
-    output = model.get_output_embeddings() or model.get_input_embeddings()
     tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
-    tables.pop(id(output.weight), None)  # a tied one multiplies, too
+    tables.pop(id(models.output_layer(model).weight), None)  # a tied one multiplies, too
     return model.num_parameters(), matrices - sum(tables.values())
 
 

@@ -26,7 +26,7 @@ from fairlm_utils.experiment import runs
 from fairlm_utils.frequency import IGNORE_INDEX
 from fairlm_utils.lm import evaluation, processes, training
 from fairlm_utils.lm.evaluation import Predictions
-from fairlm_utils.lm.models import build_model, n_rows, weight_decay_groups
+from fairlm_utils.lm.models import build_model, n_rows, output_layer, weight_decay_groups
 from fairlm_utils.lm.token_loss import TokenSums, shifted_targets
 from fairlm_utils.lm.tokenization import TokenizedCorpus, n_ids, tokenize_corpus
 from fairlm_utils.params import EvaluationParams, ParameterError
@@ -94,7 +94,7 @@ class Stack:
                     self.decay[names[id(w)]][i] = group["weight_decay"]
         self._check(alone)
         self.batch = torch.zeros(len(points), self.p.batch_size, dtype=torch.long, device=self.device)
-        head = (self.model.get_output_embeddings() or self.model.get_input_embeddings()).weight
+        head = output_layer(self.model).weight
         self.head = next(name for name, weight in self.model.named_parameters() if weight is head)
         #: Of the step: the schedule's factor on the learning rate and Adam's two corrections of bias.
         self.scalars = torch.zeros(3, device=self.device)

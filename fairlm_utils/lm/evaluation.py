@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlm_utils import files
 from fairlm_utils.frequency import IGNORE_INDEX, unigram_loss
 from fairlm_utils.lm import languages, training
-from fairlm_utils.lm.models import n_positions, n_rows
+from fairlm_utils.lm.models import n_positions, n_rows, output_layer
 from fairlm_utils.lm.token_loss import TokenSums, prediction_statistics, shifted_targets
 from fairlm_utils.lm.tokenization import TokenizedCorpus, encode, n_ids, spell, token_kinds
 from fairlm_utils.params import EvaluationParams
@@ -72,7 +72,7 @@ def token_sums(
     with (
         torch.inference_mode(),
         torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32),
-        nullcontext() if whole else Float32Head((model.get_output_embeddings() or model.get_input_embeddings()).weight),
+        nullcontext() if whole else Float32Head(output_layer(model).weight),
     ):
         for batch in files.progress(DataLoader(data, batch_size=batch_size), desc="evaluating", unit="batch"):
             batch = {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}

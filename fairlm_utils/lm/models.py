@@ -172,6 +172,11 @@ def build_model(name: str, vocab_size: int, context: int, seed: int) -> PreTrain
     return model
 
 
+def output_layer(model: PreTrainedModel) -> torch.nn.Module:
+    """The layer whose rows make logits: the head, or the embedding of a model that has none of its own."""
+    return model.get_output_embeddings() or model.get_input_embeddings()
+
+
 #: Signs in the names of weights that a model does not have, and what to do about the file that has them.
 _ADVICE = {
     r"(^|\.)_orig_mod\.": "torch.compile had wrapped the model: save model._orig_mod",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from export import EXPERIMENTS, FOLDER, KEY, table
+from export import EXPERIMENTS, FOLDER, table
 
 from fairlm_utils import files, frequency, identity
 from fairlm_utils.analysis import forgone, metrics
@@ -77,7 +77,7 @@ def main(*runs: Path) -> None:
                 parts.append(on_training[[*forgone.COLUMNS]])
     found, path = pd.concat([*parts, pd.DataFrame(rows).round(4)], ignore_index=True), FOLDER / "drawn.csv"
     if path.exists():
-        found = renewed(pd.read_csv(path), found, KEY)
+        found = renewed(pd.read_csv(path), found, forgone.KEY)
     files.write_table(path, found)
     record_digests(FOLDER)
 

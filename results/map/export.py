@@ -18,8 +18,6 @@ FOLDER = files.PROJECT / "results" / "map"
 EXPERIMENTS = {"map": "", "widths": "100k targets, 10 epochs, "}
 #: The setting of the lowest held-out loss of those run at every λ, of which all tables are kept.
 BEST = "400k targets, 10 epochs, lr 0.004"
-#: What names a row of map.csv.
-KEY = ["model", "variant", "weight_decay", "seed", "split"]
 
 
 def table(name: str, results: Results) -> pd.DataFrame:
@@ -39,7 +37,9 @@ def export(runs_dir: Path) -> None:
         _write_best(results["map"])
     tables = [table(name, r) for name, r in results.items()]
     committed = pd.read_csv(FOLDER / "map.csv")
-    files.write_table(FOLDER / "map.csv", renewed(committed, pd.concat(tables) if tables else committed[:0], KEY))
+    files.write_table(
+        FOLDER / "map.csv", renewed(committed, pd.concat(tables) if tables else committed[:0], forgone.KEY)
+    )
     losses = forgone.read(FOLDER / "map.csv")
     unigrams = pd.read_csv(FOLDER / "gains.csv")[forgone.UNIGRAMS]
     if "map" in results:
